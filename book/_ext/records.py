@@ -1,0 +1,79 @@
+"""The role `rec`: a number in the text, taken from the record of the run that measured it.
+
+    {rec}`classification.deeplense_1.best.macro_auc:.4f`     0.9871
+    {rec}`classification.deeplense_1.best.macro_auc:ci.4f`   0.9871 (95 % interval 0.9850 to 0.9890)
+
+The key is that of `lenslib.records.Records.lookup`, the rest a Python format. A key without a record is a warning,
+which fails the build. Records are read from the folder named in LENSLIB_RESULTS (default `results`).
+"""
+
+import html
+import os
+from functools import cache
+
+from docutils import nodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+from lenslib.errors import InputError
+from lenslib.records import Found, Records
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def records() -> Records:
+    return Records(os.environ.get("LENSLIB_RESULTS", "results"))
+
+
+class recorded(nodes.inline):  # noqa: N801 (docutils names its nodes so)
+    """A number with the place of its record, which HTML shows when a reader points at it."""
+
+
+def render(key: str, spec: str) -> tuple[str, Found]:
+    """The text for one key and format, and what it was made from."""
+    found = records().find(key)
+    if not spec.startswith("ci"):
+        plain = isinstance(found.value, str) or (isinstance(found.value, int) and not spec)
+        return str(found.value) if plain else format(found.value, spec or ".4g"), found
+    value, low, high = (format(records().lookup(f"{key}.{part}"), spec[2:]) for part in ("value", "low", "high"))
+    return f"{value} (95 % interval {low} to {high})", found
+
+
+def origin(found: Found) -> str:
+    """Where a number comes from, for the reader: profile, run folder, seeds."""
+    run, seeds = found.runs[0], len(found.runs)
+    place = f"{run.task}/{run.recipe}/{run.model}"
+    return f"profile {run.profile}, {place}, " + (f"mean of {seeds} seeds" if seeds > 1 else f"seed {run.seed}")
+
+
+class RecRole(SphinxRole):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        key, _, spec = self.text.partition(":")
+        try:
+            text, found = render(key.strip(), spec.strip())
+        except (InputError, ValueError) as error:
+            logger.warning("rec '%s': %s", self.text, error, location=self.get_location(), type="rec")
+            return [nodes.problematic(self.rawtext, self.rawtext)], []
+        for run in found.runs:
+            self.env.note_dependency(str(run.folder / "record.json"))
+        return [recorded(self.rawtext, text, classes=["rec"], title=origin(found))], []
+
+
+def visit_html(writer, node: recorded) -> None:
+    writer.body.append(f'<span class="rec" title="{html.escape(node["title"])}">')
+
+
+def depart_html(writer, node: recorded) -> None:
+    writer.body.append("</span>")
+
+
+def pass_through(writer, node: recorded) -> None:
+    """Other formats show the text alone."""
+
+
+def setup(app) -> dict:
+    others = {name: (pass_through, pass_through) for name in ("latex", "text", "man", "texinfo")}
+    app.add_node(recorded, html=(visit_html, depart_html), **others)
+    app.add_role("rec", RecRole())
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,97 @@
+"""One classification run, step by step: what the training notebook shows and `lenslib train` does in one go."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lenslib.dataset import DataSet, open_dataset
+from lenslib.errors import InputError
+from lenslib.inference import Classifier, classifier_metadata
+from lenslib.metrics import classification_metrics, macro_auc
+from lenslib.models import create_model, model_info
+from lenslib.records import Run, run_folder, write_run
+from lenslib.training import Settings, Trained, train
+
+VALIDATION_SHARE = 0.1
+
+
+def open_pair(train_data, test_data) -> tuple[DataSet, DataSet]:
+    """Training and test folders, verified. InputError when they differ in recipe or could share an image."""
+    training, test = open_dataset(train_data), open_dataset(test_data)
+    if training.recipe != test.recipe:
+        raise InputError(f"'{train_data}' and '{test_data}' hold different recipes: simulate both from one")
+    if training.seed == test.seed:
+        raise InputError(
+            f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test images would be seen"
+        )
+    return training, test
+
+
+def train_classifier(data: DataSet, model: str, image_size: int, settings: Settings, device: str = "auto") -> Trained:
+    """Train a registered model on all but the last tenth of a data set, which chooses the epoch."""
+    torch.manual_seed(settings.seed)
+    info = model_info(model)
+    network = create_model(model, len(data.classes), image_size)
+    held_out = max(1, int(len(data) * VALIDATION_SHARE))
+    training = data.prepared(image_size, slice(0, len(data) - held_out))
+    validation = data.prepared(image_size, slice(len(data) - held_out, None))
+    return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
+
+
+def classify(trained: Trained, data: DataSet, model: str, image_size: int) -> tuple[np.ndarray, float]:
+    """Class probabilities [n, classes] of a data set, and the images judged per second."""
+    classifier = Classifier(trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1])
+    start = time.perf_counter()
+    scores = np.concatenate(
+        [classifier.probabilities(data.images[first : first + 512]) for first in range(0, len(data), 512)]
+    )
+    return scores, len(data) / (time.perf_counter() - start)
+
+
+def record_run(
+    results,
+    profile: str,
+    model: str,
+    image_size: int,
+    settings: Settings,
+    trained: Trained,
+    training: DataSet,
+    test: DataSet,
+    scores: np.ndarray,
+    test_rate: float,
+    folder: Path | None = None,
+) -> Run:
+    """Judge the scores on the test set and write the run folder."""
+    metrics = classification_metrics(test.labels, scores, test.classes)
+    metrics["val_macro_auc"] = trained.best["val_score"]
+    metrics["best_epoch"] = trained.best["epoch"]
+    metrics["parameters"] = sum(parameter.numel() for parameter in trained.model.parameters())
+    metrics["test_images_per_second"] = test_rate
+    name = training.recipe.name
+    return write_run(
+        folder or run_folder(results, profile, "classification", name, model, settings.seed),
+        profile=profile,
+        task="classification",
+        recipe=name,
+        model=model,
+        seed=settings.seed,
+        parameters=asdict(settings)
+        | {
+            "image_size": image_size,
+            "train_count": len(training),
+            "test_count": len(test),
+            "classes": list(test.classes),
+        },
+        metrics=metrics,
+        datasets={"train": training.digest, "test": test.digest},
+        seconds={"train": trained.seconds},
+        images_per_second=trained.images_per_second,
+        device=trained.device,
+        predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
+        history=trained.history,
+        weights=trained.model.state_dict(),
+        weights_metadata=classifier_metadata(model, training.recipe, image_size),
+    )

@@ -1,0 +1,225 @@
+"""`lenslib`: the library from the command line. Bad input ends with one line on standard error and exit code 2."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lenslib.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exits 0, 1 where some files of many failed, 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.handler(options)
+    except InputError as error:
+        print(f"lenslib: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("lenslib: stopped", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, without the usage text, which `--help` shows."""
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lenslib", description="Dark-matter substructure in strong lenses: data, models, metrics.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, handler, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(handler=handler)
+        return added
+
+    for name, handler in (("recipes", _recipes), ("models", _models)):
+        command(name, handler, f"list the {name}").add_argument("--json", action="store_true")
+    _add_simulate(command("simulate", _simulate, "draw a data-set folder"))
+    _add_train(command("train", _train, "train a network and write its run folder"))
+    evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
+    evaluate.add_argument("weights", type=Path)
+    evaluate.add_argument("data", type=Path, help="data-set folder")
+    evaluate.add_argument("--json", action="store_true")
+    predict = command("predict", _predict, "class probabilities of images (.npy files or folders of them)")
+    predict.add_argument("weights", type=Path)
+    predict.add_argument("images", type=Path, nargs="+")
+    predict.add_argument("--json", action="store_true")
+    verify = command("verify", _verify, "check every byte of a data-set folder")
+    verify.add_argument("folder", type=Path)
+    status = command("status", _status, "what ran under a results folder")
+    status.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    status.add_argument("--json", action="store_true")
+    from lenslib.notebooks import add_parser
+
+    add_parser(commands)
+    return parser
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a name (see `lenslib recipes`) or the path of a YAML file")
+    parser.add_argument("--count", type=int, required=True, help="number of images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="index of the first image")
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a line of the recipe")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from lenslib.training import Settings
+
+    parser.add_argument("model", help="a name (see `lenslib models`)")
+    parser.add_argument("--train", type=Path, required=True, metavar="DIR", help="data-set folder to train on")
+    parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="data-set folder never trained on")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--profile", default="laptop", help="first folder under results")
+    parser.add_argument("--image-size", type=int, default=64, help="pixels a side that the network sees")
+    parser.add_argument("--device", default="auto")
+    for name, value in vars(Settings()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+
+
+def _print_table(rows: list[dict], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    names = list(rows[0]) if rows else []
+    texts = [names] + [
+        [f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
+    ]
+    widths = [max(len(line[k]) for line in texts) for k in range(len(names))]
+    for line in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _recipes(options) -> None:
+    from lenslib.recipe import list_recipes, load_recipe
+
+    recipes = [load_recipe(name) for name in list_recipes()]
+    rows = [
+        {"recipe": r.name, "title": r.title, "pixels": r.instrument.pixels, "classes": " ".join(r.classes)}
+        for r in recipes
+    ]
+    _print_table(rows, options.json)
+
+
+def _models(options) -> None:
+    from lenslib.models import list_models, model_info
+
+    infos = [model_info(name) for name in list_models()]
+    _print_table(
+        [{"model": i.name, "family": i.family, "sizes": i.size_rule, "source": i.source} for i in infos], options.json
+    )
+
+
+def _simulate(options) -> None:
+    import yaml
+
+    from lenslib.dataset import write_dataset
+    from lenslib.recipe import load_recipe
+
+    overrides = {}
+    for text in options.set:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"--set needs KEY=VALUE, such as --set substructure.mass_fraction=0.01, not '{text}'")
+        overrides[key] = yaml.safe_load(value)
+    recipe = load_recipe(options.recipe, overrides)
+    data = write_dataset(recipe, options.count, options.seed, options.out, options.start, options.device)
+    print(f"{options.out}: {len(data)} images of {recipe.name}, digest {data.digest}")
+
+
+def _train(options) -> None:
+    from lenslib.classification import classify, open_pair, record_run, train_classifier
+    from lenslib.training import Settings
+
+    settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
+    training, test = open_pair(options.train, options.test)
+    trained = train_classifier(training, options.model, options.image_size, settings, options.device)
+    scores, rate = classify(trained, test, options.model, options.image_size)
+    run = record_run(
+        options.results,
+        options.profile,
+        options.model,
+        options.image_size,
+        settings,
+        trained,
+        training,
+        test,
+        scores,
+        rate,
+    )
+    auc = run.metrics["macro_auc"]
+    print(f"{run.folder}: macro AUC {auc['value']:.4f} (95 % interval {auc['low']:.4f} to {auc['high']:.4f})")
+
+
+def _evaluate(options) -> None:
+    from lenslib.dataset import open_dataset
+    from lenslib.inference import load_classifier
+    from lenslib.metrics import classification_metrics
+
+    classifier, data = load_classifier(options.weights), open_dataset(options.data)
+    if classifier.classes != data.classes or classifier.native_size != data.images.shape[-1]:
+        raise InputError(
+            f"'{options.weights}' was trained on {classifier.recipe} ({classifier.native_size} pixels, classes "
+            f"{', '.join(classifier.classes)}); '{options.data}' holds {data.recipe.name}"
+        )
+    metrics = classification_metrics(data.labels, classifier.probabilities(data.images), data.classes)
+    _print_table([{"metric": name} | metric for name, metric in metrics.items()], options.json)
+
+
+def _predict(options) -> int:
+    from lenslib.inference import find_images, load_classifier, predict_files
+
+    classifier = load_classifier(options.weights)
+    rows, failed = [], 0
+    for path, answer in predict_files(classifier, find_images(options.images)):
+        if isinstance(answer, InputError):
+            print(f"lenslib: {answer}", file=sys.stderr)
+            failed += 1
+            continue
+        for k, probabilities in enumerate(answer):
+            file = str(path) if len(answer) == 1 else f"{path}[{k}]"
+            best = classifier.classes[probabilities.argmax()]
+            rows.append(
+                {"file": file, "class": best} | dict(zip(classifier.classes, probabilities.tolist(), strict=True))
+            )
+    _print_table(rows, options.json)
+    # a single bad file is bad input; one among many is a table with a gap
+    return 0 if not failed else 1 if rows else 2
+
+
+def _verify(options) -> None:
+    from lenslib.dataset import open_dataset
+
+    data = open_dataset(options.folder)
+    print(f"{options.folder}: whole; {len(data)} images of {data.recipe.name}, seed {data.seed}, digest {data.digest}")
+
+
+def _status(options) -> None:
+    from lenslib.records import load_runs
+
+    if not options.results.is_dir():
+        raise InputError(f"no results folder '{options.results}': `make book` or `lenslib train` makes one")
+    rows = []
+    for run in load_runs(options.results):
+        auc = run.metrics.get("macro_auc")
+        rows.append(
+            {
+                "run": str(run.folder.relative_to(options.results)),
+                "started": run.started,
+                "device": run.device,
+                "macro_auc": auc["value"] if auc else "",
+            }
+        )
+    _print_table(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

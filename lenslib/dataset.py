@@ -1,0 +1,193 @@
+"""A data-set folder: images.npy, params.parquet and dataset.json, which seals the two with their SHA-256.
+
+write_dataset(load_recipe("deeplense_1"), 12000, seed=0, folder="data/train")
+data = open_dataset("data/train")          # verified; data.images is memory-mapped
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+import lenslib
+from lenslib.errors import InputError
+from lenslib.recipe import Recipe, parse_recipe
+from lenslib.simulate import sample_chunks
+
+FILES = ("images.npy", "params.parquet")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """An opened data-set folder. images: float32 [n, c, h, w], memory-mapped; labels: int64 [n]; params: one row an
+    image; digest: SHA-256 over the digests of its files; classes: names by label."""
+
+    folder: Path
+    images: np.ndarray
+    labels: np.ndarray
+    params: pd.DataFrame
+    recipe: Recipe
+    seed: int
+    digest: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.recipe.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def prepared(
+        self, image_size: int, rows: slice = slice(None), channels_last: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Images as networks see them, float32 [n, c, image_size, image_size], and labels."""
+        chosen = range(len(self))[rows]
+        parts = [
+            prepare(self.images[chosen[i : i + 1024].start : chosen[i : i + 1024].stop], image_size)
+            for i in range(0, len(chosen), 1024)
+        ]
+        return torch.cat(parts), torch.from_numpy(self.labels[rows].copy())
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images [n, c, h, w] resampled to [n, c, size, size]; commutes with flips and right-angle turns."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Each channel of each image with mean 0 and standard deviation 1: blind to its units, offset and exposure."""
+    mean, deviation = images.mean((-2, -1), keepdim=True), images.std((-2, -1), keepdim=True)
+    return (images - mean) / deviation.clamp(min=1e-12)
+
+
+def prepare(images, image_size: int) -> Tensor:
+    """What every network is shown: `normalise(resize(images))`. Accepts arrays or tensors [n, c, h, w]."""
+    images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images, dtype=torch.float32)
+    return normalise(resize(images, image_size))
+
+
+def write_dataset(
+    recipe: Recipe, count: int, seed: int, folder, start: int = 0, device="cpu", progress=True
+) -> DataSet:
+    """Simulate `count` images into a new folder, at constant memory. A killed run leaves no folder that opens.
+
+    Raises InputError for a folder that is not empty, one that cannot be written, and a disk without room.
+    """
+    if count < 1:
+        raise InputError(f"count must be at least 1, not {count}")
+    folder = Path(folder)
+    _check_room(recipe, count, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to '{folder.parent}': {error.strerror}; choose another --out") from None
+    try:
+        digests = _write_files(partial, recipe, count, seed, start, device, progress)
+        seal = {
+            "recipe": recipe.to_yaml(),
+            "seed": seed,
+            "start": start,
+            "count": count,
+            "library_version": lenslib.__version__,
+            "sha256": digests,
+        }
+        (partial / "dataset.json").write_text(json.dumps(seal, indent=1))
+        # mkdtemp makes the folder private to its owner; a data set is as open as any other
+        partial.chmod(0o777 & ~_umask())
+        os.replace(partial, folder)
+    except OSError as error:
+        raise InputError(f"could not write '{folder}': {error.strerror}; nothing was kept") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_dataset(folder, verify=False)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"'{folder}' exists and is not empty: choose another --out or remove it")
+    needed = count * (recipe.instrument.pixels**2 * 4 + 400)
+    place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"{count} images need {needed / 1e9:,.1f} GB, and '{place}' has {free / 1e9:,.1f} GB free: "
+            "lower --count or choose another --out"
+        )
+
+
+def _write_files(folder: Path, recipe, count, seed, start, device, progress) -> dict[str, str]:
+    pixels, rows = recipe.instrument.pixels, []
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, 1, pixels, pixels)}
+    with open(folder / "images.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in sample_chunks(recipe, count, seed, start, device, progress=progress):
+            file.write(batch.images.cpu().numpy().tobytes())
+            columns = {"label": batch.labels.cpu().numpy()}
+            rows.append(pd.DataFrame(columns | {name: value.cpu().numpy() for name, value in batch.params.items()}))
+    params = pd.concat(rows, ignore_index=True)
+    params.insert(0, "index", np.arange(start, start + count))
+    params.to_parquet(folder / "params.parquet", index=False)
+    return {name: _sha256(folder / name) for name in FILES}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_dataset(folder, verify: bool = True) -> DataSet:
+    """Open a data-set folder; with `verify`, every byte is checked against the recorded digests.
+
+    Raises InputError for a folder that is missing, torn or altered.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"no data-set folder '{folder}': make one with `lenslib simulate RECIPE --count N --out {folder}`"
+        )
+    try:
+        seal = json.loads((folder / "dataset.json").read_text())
+        digests, recipe, seed, count = seal["sha256"], seal["recipe"], seal["seed"], seal["count"]
+    except FileNotFoundError:
+        raise InputError(f"'{folder}' is not a data-set folder: it has no dataset.json") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{folder}/dataset.json' is damaged ({type(error).__name__}): simulate the set again"
+        ) from None
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"'{folder}' lacks {name}: it was cut short; simulate the set again")
+        if verify and _sha256(folder / name) != digests[name]:
+            raise InputError(
+                f"'{folder / name}' was altered or cut short (its SHA-256 differs): simulate the set again"
+            )
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        params = pd.read_parquet(folder / "params.parquet")
+    except (ValueError, OSError) as error:
+        raise InputError(f"'{folder}' cannot be read ({error}): simulate the set again") from None
+    if not len(images) == len(params) == count:
+        raise InputError(
+            f"'{folder}' holds {len(images)} images and {len(params)} rows, not {count}: simulate it again"
+        )
+    digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
+    labels = params["label"].to_numpy(np.int64)
+    return DataSet(folder, images, labels, params, parse_recipe(recipe, str(folder)), seed, digest)

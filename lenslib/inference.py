@@ -1,0 +1,126 @@
+"""From trained weights to answers: load a classifier from its file, and put images through it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from lenslib.dataset import prepare
+from lenslib.errors import InputError
+from lenslib.models import create_model, load_weights
+from lenslib.training import predict_logits
+
+METADATA = ("model", "recipe", "classes", "image_size", "native_size", "in_chans")
+
+
+def classifier_metadata(model: str, recipe, image_size: int) -> dict[str, str]:
+    """What a weights file must say of itself to be used on its own (safetensors metadata: texts)."""
+    return {
+        "model": model,
+        "recipe": recipe.name,
+        "classes": json.dumps(list(recipe.classes)),
+        "image_size": str(image_size),
+        "native_size": str(recipe.instrument.pixels),
+        "in_chans": "1",
+    }
+
+
+@dataclass
+class Classifier:
+    """A trained network with what it was trained for. `native_size` is the pixels a side of the recipe's images."""
+
+    network: nn.Module
+    model: str
+    recipe: str
+    classes: tuple[str, ...]
+    image_size: int
+    native_size: int
+
+    def probabilities(self, images: Tensor | np.ndarray) -> np.ndarray:
+        """Class probabilities [n, classes] of raw images [n, 1, h, w] in any units of brightness."""
+        return predict_logits(self.network, prepare(images, self.image_size)).softmax(1).numpy()
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a `weights.safetensors` that `lenslib train` wrote. InputError when it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"no weights file '{path}': give a weights.safetensors that `lenslib train` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        raise InputError(
+            f"'{path}' is not a safetensors file (pickled weights are refused: opening one can run code)"
+        ) from None
+    missing = [name for name in METADATA if name not in metadata]
+    if missing:
+        raise InputError(f"'{path}' does not say its {', '.join(missing)}: it was not written by `lenslib train`")
+    classes, size = tuple(json.loads(metadata["classes"])), int(metadata["image_size"])
+    network = create_model(metadata["model"], len(classes), size, int(metadata["in_chans"]))
+    load_weights(network, path)
+    return Classifier(
+        network.eval(), metadata["model"], metadata["recipe"], classes, size, int(metadata["native_size"])
+    )
+
+
+def read_images(path: str | Path, size: int) -> np.ndarray:
+    """Images [n, size, size], float32, from a .npy file of one image or of a stack of them.
+
+    InputError names what is wrong with the file; nothing is unpickled.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise InputError(f"'{path}': only .npy images are read here")
+    try:
+        images = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"'{path}': no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds pickled objects, which are refused" if pickled else "it is not a whole .npy file"
+        raise InputError(f"'{path}': {reason}") from None
+    if images.dtype.kind not in "fiu":
+        raise InputError(f"'{path}': holds {images.dtype}, not numbers")
+    if (
+        images.ndim < 2
+        or images.shape[-2:] != (size, size)
+        or images.ndim == 4
+        and images.shape[1] != 1
+        or images.ndim > 4
+    ):
+        raise InputError(f"'{path}': has shape {images.shape}, and the network was trained on {size} x {size} pixels")
+    images = images.reshape(-1, size, size).astype(np.float32)
+    if not np.isfinite(images).all():
+        raise InputError(f"'{path}': has {int((~np.isfinite(images)).sum())} pixels that are NaN or infinite")
+    if not len(images) or (images.std((1, 2)) == 0).any():
+        raise InputError(f"'{path}': holds no image, or one whose pixels are all equal")
+    return images
+
+
+def find_images(paths: list[str | Path]) -> list[Path]:
+    """The .npy files among `paths`, with folders searched through. InputError when there is none."""
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(path.rglob("*.npy"))
+            if not inside:
+                raise InputError(f"'{path}' holds no .npy images")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def predict_files(classifier: Classifier, paths: list[Path], progress=True):
+    """Yield (path, probabilities [n, classes] or the InputError that says why there are none), in order."""
+    from tqdm import tqdm
+
+    for path in tqdm(paths, desc="predict", unit="file", disable=None if progress else True):
+        try:
+            yield path, classifier.probabilities(read_images(path, classifier.native_size)[:, None])
+        except InputError as error:
+            yield path, error

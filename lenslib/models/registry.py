@@ -1,0 +1,149 @@
+"""The registry: one name, one builder, one set of facts about the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lenslib.errors import InputError, unknown
+
+FAMILIES = ("convolutional", "transformer", "equivariant")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the registry knows of a model.
+
+    `precision` and `channels_last` are the faster choice for a training step on a CPU with bf16 instructions.
+    `imagenet` tells whether weights="imagenet" exists. `export` is the reason why torch.export fails, else None.
+    """
+
+    name: str
+    family: str
+    source: str
+    build: Callable[..., nn.Module]
+    takes_size: Callable[[int], bool]
+    size_rule: str
+    precision: str = "32-true"
+    channels_last: bool = False
+    imagenet: bool = False
+    export: str | None = None
+
+
+_REGISTRY: dict[str, ModelInfo] = {}
+
+
+def register(name: str, family: str, **facts) -> Callable:
+    """Decorator: enter `build(num_outputs, image_size, in_chans, **options)` under `name`; `facts` as in ModelInfo.
+
+    A builder with `imagenet=True` also takes the keyword `pretrained`.
+    """
+    if name in _REGISTRY or family not in FAMILIES:
+        raise ValueError(f"model '{name}' is registered twice, or its family '{family}' is not one of {FAMILIES}")
+
+    def enter(build):
+        _REGISTRY[name] = ModelInfo(name=name, family=family, build=build, **facts)
+        return build
+
+    return enter
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Registered names in alphabetical order, of one family if given. InputError on an unknown family."""
+    if family is not None and family not in FAMILIES:
+        raise unknown("model family", family, FAMILIES)
+    return sorted(name for name, info in _REGISTRY.items() if family in (None, info.family))
+
+
+def model_info(name: str) -> ModelInfo:
+    """The facts about one model. InputError on an unknown name, with the closest ones."""
+    if name not in _REGISTRY:
+        raise unknown("model", name, _REGISTRY)
+    return _REGISTRY[name]
+
+
+def legal_size(name: str, size: int) -> int:
+    """The image size (pixels a side) nearest to `size` that the model takes; of two equally near ones, the larger."""
+    takes_size = model_info(name).takes_size
+    _positive("image_size", size)
+    return next(s for d in range(size + 1000) for s in (size + d, size - d) if s > 0 and takes_size(s))
+
+
+def create_model(
+    name: str,
+    num_outputs: int,
+    image_size: int,
+    in_chans: int = 1,
+    weights: str | Path | None = None,
+    **options,
+) -> nn.Module:
+    """Build a registered model, in training mode: float32 [n, in_chans, image_size, image_size] -> [n, num_outputs].
+
+    Initial weights follow torch's generator (torch.manual_seed). `weights` is None, the path of a .safetensors file
+    of the same model, or "imagenet". `options` go to the builder (such as `width`).
+    InputError: unknown name, a size the model cannot take, weights that are missing, foreign or do not match.
+    """
+    info = model_info(name)
+    for label, value in (("num_outputs", num_outputs), ("image_size", image_size), ("in_chans", in_chans)):
+        _positive(label, value)
+    if not info.takes_size(image_size):
+        below = next((s for s in range(image_size, 0, -1) if info.takes_size(s)), None)
+        above = next(s for s in range(image_size, image_size + 1000) if info.takes_size(s))
+        near = f"{below} or {above}" if below else f"{above}"
+        raise InputError(f"{name} cannot take {image_size}-pixel images ({info.size_rule}); resize them to {near}")
+    if weights == "imagenet":
+        return _build_pretrained(info, num_outputs, image_size, in_chans, options)
+    model = info.build(num_outputs, image_size, in_chans, **options)
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a .safetensors state dict in place, strictly. InputError when missing, not safetensors, or not fitting."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise InputError(f"weights file '{path}' does not exist; give the path of a .safetensors file")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(
+            f"'{path}' is not a safetensors file; convert it with safetensors.torch.save_file "
+            "(pickled weights are refused: opening one can run code)"
+        ) from error
+    expected = model.state_dict()
+    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
+    wrong += [key for key in state if key not in expected]
+    if wrong:
+        raise InputError(
+            f"weights '{path}' do not fit the model: {len(wrong)} tensors are missing, unexpected or of another "
+            f"shape, first '{wrong[0]}'; create it with the name, outputs, size and options it was trained with"
+        )
+    model.load_state_dict(state)
+
+
+def _build_pretrained(info: ModelInfo, num_outputs: int, image_size: int, in_chans: int, options: dict) -> nn.Module:
+    if not info.imagenet:
+        have = ", ".join(name for name in list_models() if _REGISTRY[name].imagenet)
+        raise InputError(f"{info.name} has no ImageNet weights; use weights=None, or one of: {have}")
+    random_state = torch.get_rng_state()
+    info.build(
+        num_outputs, image_size, in_chans, **options
+    )  # so that a wrong option is not taken for a failed download
+    torch.set_rng_state(random_state)
+    try:
+        return info.build(num_outputs, image_size, in_chans, pretrained=True, **options)
+    except Exception as error:  # the download stack raises its own types, which differ between versions
+        raise InputError(
+            f"ImageNet weights of {info.name} could not be fetched ({type(error).__name__}); "
+            "connect to the internet, or use weights=None or a .safetensors file"
+        ) from error
+
+
+def _positive(label: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{label} must be a whole number of at least 1, not {value!r}")

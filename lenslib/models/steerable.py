@@ -1,0 +1,109 @@
+"""Steerable convolutional network (Weiler & Cesa 2019, arXiv:1911.08251) on e2cnn. Imported by its builder alone."""
+
+from types import SimpleNamespace
+
+import e2cnn
+import e2cnn.kernels.irreps_basis
+import e2cnn.kernels.utils
+import numpy as np
+import torch
+from e2cnn import gspaces
+from e2cnn import nn as enn
+from torch import nn
+
+from lenslib.errors import InputError
+
+FIELDS = (24, 48, 48, 96, 96, 64)  # regular fields of the six blocks of e2cnn's C8SteerableCNN example
+KERNELS = ((7, 1), (5, 2), (5, 2), (5, 2), (5, 2), (5, 1))  # kernel size and padding of its blocks
+STRIDE_AFTER = (2, 4)  # blocks followed by an antialiased pooling of stride 2
+
+
+class SteerableConv(enn.R2Conv):
+    """R2Conv with its expanded kernel, a cache that exists in evaluation mode only, kept out of the state dict."""
+
+    def register_buffer(self, name, tensor, persistent=True):
+        super().register_buffer(name, tensor, persistent=persistent and name not in ("filter", "expanded_bias"))
+
+    @torch.no_grad()
+    def train(self, mode: bool = True):
+        return super().train(mode)
+
+
+class SteerableCNN(nn.Module):
+    """Six steerable blocks, pooling over the group, then over the image, and a small head.
+
+    [n, in_chans, s, s] -> [n, num_outputs], invariant under right-angle turns (and mirrors for D_N) to rounding, and
+    nearly so under the other turns of the group. `order` is N. `width` scales the published number of fields;
+    by default it is 2 / group order, so that all groups have as many channels (48 to 192) and cost alike.
+
+    Two changes from e2cnn's example: no circular mask, because the corners of an image hold signal too, and mean and
+    maximum over the last map, whatever its size, in place of a last map of one pixel.
+    The state dict holds what is learnt and nothing else: the kernel bases follow from the architecture.
+    """
+
+    def __init__(
+        self,
+        order: int,
+        mirrors: bool,
+        num_outputs: int,
+        image_size: int,
+        in_chans: int = 1,
+        width: float | None = None,
+    ):
+        super().__init__()
+        if mirrors:
+            repair_mirrored_groups()
+        gspace = gspaces.FlipRot2dOnR2(N=order) if mirrors else gspaces.Rot2dOnR2(N=order)
+        width = width or 2 / gspace.fibergroup.order()
+        fields = [max(1, round(width * count)) for count in FIELDS]
+        self.image_size = image_size
+        self.input_type = enn.FieldType(gspace, in_chans * [gspace.trivial_repr])
+        self.blocks = enn.SequentialModule(*_layers(self.input_type, fields))
+        self.head = nn.Sequential(nn.Linear(2 * fields[-1], 64), nn.ELU(), nn.Linear(64, num_outputs))
+        _forget_constants(self.blocks)
+        self.register_load_state_dict_post_hook(_expand_again)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
+            raise InputError(
+                f"this network was made for {self.image_size}-pixel images, not {tuple(images.shape[-2:])}; "
+                "resize them (another size can break its symmetry)"
+            )
+        features = self.blocks(enn.GeometricTensor(images, self.input_type)).tensor
+        return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1))
+
+
+def _layers(input_type: enn.FieldType, fields: list[int]) -> list[enn.EquivariantModule]:
+    gspace, before, layers = input_type.gspace, input_type, []
+    for block, (count, (kernel_size, padding)) in enumerate(zip(fields, KERNELS, strict=True), start=1):
+        after = enn.FieldType(gspace, count * [gspace.regular_repr])
+        conv = SteerableConv(before, after, kernel_size, padding=padding, bias=False)
+        layers += [conv, enn.InnerBatchNorm(after), enn.ReLU(after, inplace=True)]
+        if block in STRIDE_AFTER:
+            layers.append(enn.PointwiseAvgPoolAntialiased(after, sigma=0.66, stride=2))
+        before = after
+    return [*layers, enn.GroupPooling(before)]
+
+
+def _forget_constants(blocks: nn.Module) -> None:
+    """Take buffers that follow from the architecture out of the state dict (bases shared by layers, index tables)."""
+    for module in blocks.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, buffer, persistent=False)
+
+
+def _expand_again(model: nn.Module, _) -> None:
+    """After loading into a model in evaluation mode, whose kernels are still those of the old weights."""
+    if not model.training:
+        model.train().eval()
+
+
+def repair_mirrored_groups() -> None:
+    """Let e2cnn 0.2.3 build mirrored groups under numpy 2, which took away array(copy=False) and ndarray.tostring."""
+    e2cnn.kernels.utils.np = SimpleNamespace(
+        **{**vars(np), "array": lambda x, copy=True: np.array(x, copy=copy or None)}
+    )
+    basis = e2cnn.kernels.irreps_basis.R2FlipsDiscreteRotationsSolution
+    basis.__hash__ = lambda self: hash((self.in_irrep, self.out_irrep))

@@ -1,0 +1,183 @@
+"""One training loop for every task: Fabric for devices and precision, images resident in memory."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from lenslib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained. `precision` "auto" takes what the registry found fastest on a processor, and bf16 on an
+    accelerator. `augment`: "none", "flips" or "d4" (flips and right-angle turns)."""
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    augment: str = "d4"
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.augment not in AUGMENTATIONS:
+            raise InputError(f"unknown augment '{self.augment}': valid choices: {', '.join(AUGMENTATIONS)}")
+
+
+@dataclass
+class Trained:
+    """A trained network (the epoch that did best on the validation images), its history and its costs."""
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    seconds: float
+    images_per_second: float
+    device: str
+    best: dict[str, float] = field(default_factory=dict)
+
+
+def _turned(images: Tensor, kind: int) -> Tensor:
+    """One of the eight symmetries of the square: a flip for kind >= 4, then kind % 4 right-angle turns."""
+    if kind >= 4:
+        images = images.flip(-1)
+    return torch.rot90(images, kind % 4, (-2, -1))
+
+
+AUGMENTATIONS = {"none": (0,), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
+
+
+def augmented(images: Tensor, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Each image [n, c, h, w] turned by one of `kinds`, drawn evenly."""
+    if len(kinds) == 1:
+        return images
+    choice = torch.randint(len(kinds), (len(images),), generator=generator)
+    result = torch.empty_like(images)
+    for index, kind in enumerate(kinds):
+        mine = (choice == index).nonzero()[:, 0].to(images.device)
+        result[mine] = _turned(images[mine], kind)
+    return result
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the learning rate: a linear rise, then half a cosine down to zero."""
+    rise = max(1, int(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, steps - rise)))
+
+
+def train(
+    model: nn.Module,
+    training: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    settings: Settings,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    device: str = "auto",
+    channels_last: bool = False,
+    precision: str = "32-true",
+) -> Trained:
+    """Train a classifier on (images [n, c, h, w], labels [n]) and keep the epoch with the best validation score.
+
+    `score(labels, probabilities)` is larger for better; `precision` holds where the settings say "auto" on a processor.
+    Raises InputError for images and labels that do not match, FloatingPointError, naming the batch, for a loss that is
+    not finite.
+    """
+    from lightning.fabric import Fabric
+
+    _check(training, validation)
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if settings.precision != "auto":
+        precision = settings.precision
+    elif on_gpu:
+        precision = "bf16-mixed"
+    fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
+    if channels_last or on_gpu:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    network, optimizer = fabric.setup(model, optimizer)
+    images, labels = (part.to(fabric.device) for part in training)
+    batches = -(-len(images) // settings.batch_size)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _schedule(step, batches * settings.epochs, settings.warmup)
+    )
+    generator = torch.Generator().manual_seed(settings.seed)
+    history, best, best_state = [], {}, None
+    start = time.perf_counter()
+    with tqdm(total=settings.epochs * len(images), desc="train", unit="image", disable=None) as bar:
+        for epoch in range(settings.epochs):
+            network.train()
+            total = torch.zeros((), device=fabric.device)
+            for batch, rows in enumerate(torch.randperm(len(images), generator=generator).split(settings.batch_size)):
+                rows = rows.to(fabric.device)
+                inputs = augmented(images[rows], AUGMENTATIONS[settings.augment], generator)
+                loss = cross_entropy(network(inputs), labels[rows], label_smoothing=settings.label_smoothing)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()} in batch {batch} of epoch {epoch}: "
+                        "lower learning_rate, or look for images without a finite value"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                fabric.clip_gradients(network, optimizer, max_norm=5.0)
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach() * len(rows)
+                bar.update(len(rows))
+            probabilities, validation_loss = _validate(network, validation, settings.batch_size)
+            row = {
+                "epoch": epoch + 1,
+                "train_loss": float(total) / len(images),
+                "val_loss": validation_loss,
+                "val_score": float(score(validation[1].numpy(), probabilities)),
+                "learning_rate": scheduler.get_last_lr()[0],
+                "seconds": time.perf_counter() - start,
+            }
+            history.append(row)
+            bar.set_postfix(val_score=f"{row['val_score']:.4f}")
+            if not best or row["val_score"] > best["val_score"]:
+                best, best_state = row, copy.deepcopy(model.state_dict())
+    seconds = time.perf_counter() - start
+    model.load_state_dict(best_state)
+    rate = settings.epochs * len(images) / seconds
+    return Trained(model.cpu().eval(), history, seconds, rate, str(fabric.device), best)
+
+
+def _check(training, validation) -> None:
+    for name, (images, labels) in (("training", training), ("validation", validation)):
+        if len(images) != len(labels) or len(images) == 0:
+            raise InputError(f"the {name} set has {len(images)} images and {len(labels)} labels")
+        if not torch.isfinite(images).all():
+            raise InputError(f"the {name} set has images with values that are not finite")
+
+
+def _validate(network, data, batch_size) -> tuple[np.ndarray, float]:
+    logits = predict_logits(network, data[0], batch_size)
+    return logits.softmax(1).numpy(), float(cross_entropy(logits, data[1]))
+
+
+@torch.no_grad()
+def predict_logits(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits [n, outputs], float32 on the processor, of prepared images [n, c, h, w]; evaluation mode."""
+    network.eval()
+    device = next(network.parameters()).device
+    return torch.cat([network(part.to(device)).float().cpu() for part in images.split(batch_size)])
+
+
+def settings_record(settings: Settings) -> dict[str, object]:
+    """The settings as a plain mapping for a record."""
+    return asdict(settings)

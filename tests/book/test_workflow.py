@@ -1,0 +1,158 @@
+"""Every notebook runs with the test profile, through the workflow that readers use, and the book is built from that."""
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lenslib.notebooks import read
+from lenslib.records import Records, load_runs
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = yaml.safe_load((REPOSITORY / "workflow/test.yaml").read_text())
+CHAPTERS = sorted(CONFIG["chapters"])
+ROLE = re.compile(r"\{rec\}`([^`]+)`")
+
+
+def build_book(results: Path, build: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "workflow/book.py", "--profile", "test"]
+    command += ["--results", str(results), "--build", str(build)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def results(workflow, tmp_path) -> Path:
+    """A copy of the results (without weights, which the book does not read), to be damaged."""
+    return shutil.copytree(workflow.results, tmp_path / "results", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def test_every_planned_run_and_chapter_record_is_there_and_no_other(workflow):
+    planned = {
+        f"{run['task']}/{run['recipe']}/{run['model']}/seed{seed}" for run in CONFIG["runs"] for seed in run["seeds"]
+    }
+    for chapter in CONFIG["chapters"].values():
+        planned |= set((chapter or {}).get("records", []))
+    found = {run.folder.relative_to(workflow.results / "test").as_posix() for run in load_runs(workflow.results)}
+    assert found == planned
+
+
+def test_training_runs_keep_all_their_files(workflow):
+    for run in load_runs(workflow.results):
+        if run.task == "classification":
+            assert len(run.history()) == run.parameters["epochs"]
+            for name in ("predictions.npz", "weights.safetensors"):
+                run.path(name)
+            assert not any(output.output_type == "error" for cell in read(run.folder / "notebook.ipynb").cells
+                           for output in cell.get("outputs", []))  # fmt: skip
+
+
+def test_failed_notebooks_would_be_in_the_logs_and_none_is(workflow):
+    assert not list((workflow.root / "logs").rglob("*.ipynb"))
+
+
+def test_a_second_call_has_nothing_to_do(workflow):
+    assert "Nothing to be done" in workflow.run("--dry-run").stdout
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_is_a_page_without_tracebacks(workflow, chapter):
+    page = (workflow.html / "notebooks" / f"{chapter}.html").read_text()
+    assert "output traceback" not in page
+    assert "Traceback (most recent call last)" not in page
+
+
+def test_every_quoted_number_is_rendered_with_its_origin(workflow):
+    quoted = 0
+    for source in (workflow.root / "build/src").glob("*/*.*"):
+        if source.suffix not in (".md", ".ipynb"):
+            continue
+        keys = ROLE.findall(prose(source))
+        page = (workflow.html / source.relative_to(workflow.root / "build/src")).with_suffix(".html").read_text()
+        spans = re.findall(r'<span class="rec" title="([^"]+)">([^<]*)</span>', page)
+        quoted += len(keys)
+        assert len(spans) >= len(keys), source.name
+        assert all(title.startswith("profile test, ") and text for title, text in spans)
+        for key in keys:
+            name, _, spec = key.partition(":")
+            value = Records(workflow.results).lookup(name)
+            expected = str(value) if isinstance(value, str) else format(value, spec.removeprefix("ci"))
+            assert any(html.unescape(text).startswith(expected) for _, text in spans), key
+    assert quoted > 0
+
+
+def prose(source: Path) -> str:
+    if source.suffix == ".md":
+        return source.read_text()
+    return "\n".join(cell.source for cell in read(source).cells if cell.cell_type == "markdown")
+
+
+def test_the_book_fails_without_the_records_it_quotes(workflow, results, tmp_path):
+    shutil.rmtree(results / "test/classification/deeplense_1")
+    done = build_book(results, tmp_path / "build")
+    assert done.returncode == 2
+    assert "no record of 'classification.deeplense_1'" in done.stdout + done.stderr
+    assert not (tmp_path / "build/html").exists()
+
+
+def test_the_book_fails_when_any_record_file_is_gone(workflow, results, tmp_path):
+    record = next((results / "test/classification/matched_hst").rglob("record.json"))
+    record.unlink()
+    done = build_book(results, tmp_path / "build")
+    assert done.returncode == 2
+    assert str(record) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["error output", "exception", "not run"])
+def test_the_book_refuses_a_chapter_that_did_not_run_to_its_end(workflow, results, tmp_path, damage):
+    import nbformat
+
+    path = results / "test/chapters" / f"{CHAPTERS[0]}.ipynb"
+    notebook = read(path)
+    if damage == "error output":
+        error = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=["x"])
+        next(cell for cell in notebook.cells if cell.cell_type == "code").outputs.append(error)
+    elif damage == "exception":
+        notebook.metadata.papermill.exception = True
+    else:
+        del notebook.metadata["papermill"]
+    nbformat.write(notebook, path)
+    done = build_book(results, tmp_path / "build")
+    assert done.returncode == 2
+    assert CHAPTERS[0] in done.stderr
+
+
+@pytest.mark.parametrize("profile", ["laptop", "desk", "full"])
+def test_the_other_profiles_plan_without_an_error(tmp_path, profile):
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--nolock"]
+    command += ["--configfile", f"workflow/{profile}.yaml", "--cores", "2"]
+    command += ["--config", *(f"{name}={tmp_path / name}" for name in ("results", "data", "build", "logs"))]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", ["laptop", "desk", "full"])
+def test_the_test_profile_has_every_network_of_the_others(profile):
+    """Otherwise a number that the text quotes would have no record when the tests build the book."""
+    config = yaml.safe_load((REPOSITORY / f"workflow/{profile}.yaml").read_text())
+    runs = [{(run["task"], run["recipe"], run["model"]) for run in each["runs"]} for each in (CONFIG, config)]
+    assert runs[1] <= runs[0]
+    assert list(config["chapters"]) == list(CONFIG["chapters"])
+    assert config["profile"] == profile
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    import fcntl
+
+    (tmp_path / ".snakemake").mkdir()
+    with (tmp_path / ".snakemake/run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = [sys.executable, str(REPOSITORY / "workflow/run.py"), str(REPOSITORY / "workflow/test.yaml")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: another run is at work in this folder; wait for it or stop it\n"

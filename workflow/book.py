@@ -1,0 +1,90 @@
+"""Render the book from executed notebooks and run records; nothing is executed here.
+
+The prose, the configuration and the executed chapters are laid together in `BUILD/src`, Jupyter Book renders them with
+warnings as errors, and the pages appear in `BUILD/html` only if all of that went well.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from lenslib.errors import InputError
+from lenslib.notebooks import read
+from lenslib.records import load_runs
+
+
+def chapters(toc: Path) -> list[str]:
+    """The notebooks that the table of contents lists, by name."""
+    names, nodes = [], [yaml.safe_load(toc.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop(0)
+        if isinstance(node, dict):
+            nodes = [*node.values(), *nodes]
+        elif isinstance(node, list):
+            nodes = [*node, *nodes]
+        elif isinstance(node, str) and node.startswith("notebooks/"):
+            names.append(node.removeprefix("notebooks/"))
+    return names
+
+
+def check_executed(path: Path) -> None:
+    """InputError unless the notebook ran to its end without an error."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing; the workflow writes it")
+    notebook = read(path)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    run = notebook.metadata.get("papermill", {})
+    if run.get("exception") or any(output.output_type == "error" for output in outputs):
+        raise InputError(f"{path}: holds a traceback; mend the notebook and run it again")
+    if not run.get("end_time"):
+        raise InputError(f"{path}: was not run by the workflow")
+
+
+def assemble(source: Path, executed: Path) -> None:
+    """Lay out the book's sources in the folder `source`, with the executed chapters from `executed`."""
+    names = chapters(Path("book/_toc.yml"))
+    for name in names:
+        check_executed(executed / f"{name}.ipynb")
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree("book", source / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("_config.yml", source)
+    (source / "notebooks").mkdir()
+    for name in names:
+        shutil.copy(executed / f"{name}.ipynb", source / "notebooks")
+
+
+def build(results: Path, profile: str, build: Path) -> None:
+    """Render the book; InputError if a record or a page is not sound, or Jupyter Book warns of anything."""
+    load_runs(results)  # a torn record is an error even if no page quotes it
+    source, work, html = build / "src", build / "work", build / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    assemble(source, results / profile / "chapters")
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "--toc", "book/_toc.yml"]
+    command += ["--path-output", str(work.resolve()), "-W", "--keep-going", "--all", "-q"]
+    environment = os.environ | {"LENSLIB_RESULTS": str(results.resolve())}
+    if subprocess.run(command, cwd=source, env=environment).returncode:
+        raise InputError("the book was not built: each warning above is an error to mend")
+    (work / "_build" / "html").rename(html)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, help="the profile whose executed chapters are shown")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--build", type=Path, default=Path("_build"))
+    arguments = parser.parse_args()
+    try:
+        build(arguments.results, arguments.profile, arguments.build)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
