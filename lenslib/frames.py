@@ -260,8 +260,9 @@ def to_recipe_grid(
     agree within 1 % the frame is cut at whole pixels instead: no interpolation, the noise stays as it was, the galaxy
     within half a pixel of the middle. Cosmic rays, uncovered pixels and those within `core` arcsec of the galaxy's
     centre (where what remains is mostly misfit) become noise. If the peak signal-to-noise is above `peak_snr`, white
-    noise is added until it is not; a frame below is left alone, since noise cannot be taken away. Orientation stays the detector's: nothing is turned, so north is at `frame.north`. Turn by
-    quarter turns with `numpy.rot90` if needed; any other angle would smooth the noise.
+    noise is added until it is not; a frame below is left alone, since noise cannot be taken away. Orientation stays the
+    detector's: nothing is turned, so north is at `frame.north`. Turn by quarter turns with `numpy.rot90` if needed; any
+    other angle would smooth the noise.
     """
     if size < 1 or not pixel_scale > 0 or (peak_snr is not None and not peak_snr > 0):
         raise InputError(f"size {size}, pixel_scale {pixel_scale} and peak_snr {peak_snr} must be positive")

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import nbformat
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lenslib.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 _TYPES = {"int": int, "float": Annotated[float, Field(allow_inf_nan=False)], "bool": bool, "str": str}
 _POSITIVE = ("epochs", "batch_size", "image_size", "count")  # and every name that ends in _count
@@ -65,8 +67,10 @@ def inspect(notebook: str | Path) -> dict[str, Parameter]:
     return parameters
 
 
-def read(notebook: str | Path) -> nbformat.NotebookNode:
+def read(notebook: str | Path) -> "NotebookNode":
     """A notebook as nbformat's node; InputError if the file is missing or no notebook."""
+    import nbformat  # two seconds, which the other commands need not wait for
+
     try:
         return nbformat.read(notebook, as_version=4)
     except FileNotFoundError:

@@ -297,6 +297,15 @@ def test_flux_is_conserved_and_the_noise_of_sums_adds_up(tmp_path):
     np.testing.assert_allclose(grid.noise, np.sqrt(variance), rtol=1e-5)
 
 
+def test_noise_map_is_the_scatter_of_shared_pixels(tmp_path):
+    """Pixels cut by the new grid average noise away; the map must say so."""
+    sky = BACKGROUND * np.random.default_rng(0).standard_normal((300, 300))
+    frame = read_frame(write_frame(tmp_path, image_data=sky, exposure_time=1e9))
+    for scale in (0.031, 0.07):
+        grid = to_recipe_grid(frame, no_light(frame, center=(150.3, 149.8)), 120, scale)
+        assert np.std(grid.image / grid.noise) == pytest.approx(1, abs=0.03)
+
+
 def test_same_scale_cuts_whole_pixels_around_the_galaxy(tmp_path):
     image = np.random.default_rng(0).random((40, 40))
     frame = read_frame(write_frame(tmp_path, image_data=image))

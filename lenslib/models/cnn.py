@@ -38,6 +38,8 @@ class SmallCNN(nn.Module):
     source="lenslib",
     takes_size=lambda size: size >= 16,
     size_rule="16 pixels or more",
+    precision="bf16-mixed",
+    channels_last=True,
 )
 def small_cnn(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
     return SmallCNN(num_outputs, in_chans, **options)
@@ -49,6 +51,8 @@ def small_cnn(num_outputs: int, image_size: int, in_chans: int, **options) -> nn
     source="He et al. 2015, arXiv:1512.03385; timm",
     takes_size=lambda size: size >= 32,
     size_rule="32 pixels or more",
+    precision="bf16-mixed",
+    channels_last=True,
     imagenet=True,
 )
 def resnet18(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:

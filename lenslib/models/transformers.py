@@ -22,6 +22,7 @@ def patch_size(image_size: int) -> int | None:
     source="Dosovitskiy et al. 2020, arXiv:2010.11929, tiny: Touvron et al. 2020, arXiv:2012.12877; timm",
     takes_size=lambda size: patch_size(size) is not None,
     size_rule=f"at least 4 patches of {PATCH_SIZES[0]} to {PATCH_SIZES[-1]} pixels a side, without a rest",
+    precision="bf16-mixed",
     imagenet=True,
 )
 def vit_tiny(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:

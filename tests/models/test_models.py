@@ -1,7 +1,6 @@
 """One contract for every registered model: a new model is tested by being registered."""
 
 import pickle
-import socket
 import subprocess
 import sys
 
@@ -36,6 +35,8 @@ def test_forward_backward_and_every_pixel_counts(name, size):
     logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
+    # one step, because residual branches may start at zero, behind shortcuts that skip pixels
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
     model.eval()
     reached = 0
     for seed in range(8):  # a dead ReLU or a maximum elsewhere can hide a pixel from one image
@@ -146,12 +147,8 @@ def test_imagenet_weights_absent_or_offline(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="no ImageNet weights.*resnet18"):
         build("small_cnn", weights="imagenet")
 
-    def offline(*args, **kwargs):
-        raise OSError("offline")
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(socket, "getaddrinfo", offline)
-    monkeypatch.setattr(socket.socket, "connect", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="could not be fetched"):
         build("resnet18", weights="imagenet")
 

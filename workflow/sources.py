@@ -1,0 +1,35 @@
+"""Which library modules a step depends on: editing one runs again what needs it.
+
+Those that cannot change a result are left out by name, so that a new module counts until someone says that it does not.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+# What shows, reads real frames, or only passes arguments on.
+VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py"]
+VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py"]
+# What begins when the images are drawn.
+AFTER_SIMULATION = ["models/*", "training.py", "classification.py", "inference.py"]
+AFTER_SIMULATION += ["metrics.py", "records.py", "provenance.py"]
+
+
+def modules(*but: str) -> list[str]:
+    """All library modules, by path, except those whose name matches a pattern in `but`."""
+    names = (path.relative_to("lenslib").as_posix() for path in sorted(Path("lenslib").rglob("*.py")))
+    return [f"lenslib/{name}" for name in names if not any(fnmatch(name, pattern) for pattern in but)]
+
+
+def simulation() -> list[str]:
+    """The modules that a data set depends on."""
+    return modules(*VIEWS, *AFTER_SIMULATION)
+
+
+def training() -> list[str]:
+    """The modules that a training run depends on."""
+    return modules(*VIEWS)
+
+
+def chapters() -> list[str]:
+    """What a chapter depends on: all modules and recipes."""
+    return modules() + sorted(map(str, Path("lenslib/recipes").glob("*.yaml")))
