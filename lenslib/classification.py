@@ -18,26 +18,29 @@ from lenslib.training import Settings, Trained, train
 VALIDATION_SHARE = 0.1
 
 
-def open_pair(train_data, test_data) -> tuple[DataSet, DataSet]:
+def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet, DataSet]:
     """Training and test folders, verified. InputError when they differ in recipe or could share an image."""
     training, test = open_dataset(train_data), open_dataset(test_data)
     if training.recipe != test.recipe:
         raise InputError(f"'{train_data}' and '{test_data}' hold different recipes: simulate both from one")
+    if recipe is not None and training.recipe.name != Path(recipe).stem:
+        raise InputError(f"'{train_data}' holds {training.recipe.name}, not {recipe}: name the folder of that recipe")
     if training.seed == test.seed:
-        raise InputError(
-            f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test images would be seen"
-        )
+        raise InputError(f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test would be seen")
     return training, test
 
 
-def train_classifier(data: DataSet, model: str, image_size: int, settings: Settings, device: str = "auto") -> Trained:
-    """Train a registered model on all but the last tenth of a data set, which chooses the epoch."""
+def train_classifier(
+    data: DataSet, model: str, image_size: int, settings: Settings, device: str = "auto", train_count: int | None = None
+) -> Trained:
+    """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch."""
     torch.manual_seed(settings.seed)
     info = model_info(model)
     network = create_model(model, len(data.classes), image_size)
-    held_out = max(1, int(len(data) * VALIDATION_SHARE))
-    training = data.prepared(image_size, slice(0, len(data) - held_out))
-    validation = data.prepared(image_size, slice(len(data) - held_out, None))
+    count = min(train_count or len(data), len(data))
+    held_out = max(1, int(count * VALIDATION_SHARE))
+    training = data.prepared(image_size, slice(0, count - held_out))
+    validation = data.prepared(image_size, slice(count - held_out, count))
     return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
 
 
@@ -62,7 +65,7 @@ def record_run(
     test: DataSet,
     scores: np.ndarray,
     test_rate: float,
-    folder: Path | None = None,
+    train_count: int | None = None,
 ) -> Run:
     """Judge the scores on the test set and write the run folder."""
     metrics = classification_metrics(test.labels, scores, test.classes)
@@ -72,7 +75,7 @@ def record_run(
     metrics["test_images_per_second"] = test_rate
     name = training.recipe.name
     return write_run(
-        folder or run_folder(results, profile, "classification", name, model, settings.seed),
+        run_folder(results, profile, "classification", name, model, settings.seed),
         profile=profile,
         task="classification",
         recipe=name,
@@ -81,7 +84,7 @@ def record_run(
         parameters=asdict(settings)
         | {
             "image_size": image_size,
-            "train_count": len(training),
+            "train_count": min(train_count or len(training), len(training)),
             "test_count": len(test),
             "classes": list(test.classes),
         },

@@ -24,6 +24,7 @@ from lenslib.recipe import Recipe, parse_recipe
 from lenslib.simulate import sample_chunks
 
 FILES = ("images.npy", "params.parquet")
+KEYS = ("recipe", "seed", "start", "count", "library_version", "sha256")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def resize(images: Tensor, size: int) -> Tensor:
 def normalise(images: Tensor) -> Tensor:
     """Each channel of each image with mean 0 and standard deviation 1: blind to its units, offset and exposure."""
     mean, deviation = images.mean((-2, -1), keepdim=True), images.std((-2, -1), keepdim=True)
-    return (images - mean) / deviation.clamp(min=1e-12)
+    # an image of one grey level has a deviation of rounding errors; bounds that follow its units keep it near zero
+    return (images - mean) / torch.maximum(deviation, 1e-5 * mean.abs()).clamp(min=1e-30)
 
 
 def prepare(images, image_size: int) -> Tensor:
@@ -95,15 +97,9 @@ def write_dataset(
         raise InputError(f"cannot write to '{folder.parent}': {error.strerror}; choose another --out") from None
     try:
         digests = _write_files(partial, recipe, count, seed, start, device, progress)
-        seal = {
-            "recipe": recipe.to_yaml(),
-            "seed": seed,
-            "start": start,
-            "count": count,
-            "library_version": lenslib.__version__,
-            "sha256": digests,
-        }
-        (partial / "dataset.json").write_text(json.dumps(seal, indent=1))
+        values = (recipe.to_yaml(), seed, start, count, lenslib.__version__, digests)
+        content = dict(zip(KEYS, values, strict=True))
+        (partial / "dataset.json").write_text(json.dumps(content | {"seal": _seal(content)}, indent=1))
         # mkdtemp makes the folder private to its owner; a data set is as open as any other
         partial.chmod(0o777 & ~_umask())
         os.replace(partial, folder)
@@ -153,6 +149,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _seal(content: dict) -> str:
+    """SHA-256 over what dataset.json says."""
+    said = json.dumps({key: content[key] for key in KEYS}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
 def open_dataset(folder, verify: bool = True) -> DataSet:
     """Open a data-set folder; with `verify`, every byte is checked against the recorded digests.
 
@@ -164,14 +166,15 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
             f"no data-set folder '{folder}': make one with `lenslib simulate RECIPE --count N --out {folder}`"
         )
     try:
-        seal = json.loads((folder / "dataset.json").read_text())
-        digests, recipe, seed, count = seal["sha256"], seal["recipe"], seal["seed"], seal["count"]
+        content = json.loads((folder / "dataset.json").read_text())
+        # one that is not sealed has no keys but these
+        if set(content) != set(KEYS) and content.get("seal") != _seal(content):
+            raise ValueError("altered")
+        digests, recipe, seed, count = (content[key] for key in ("sha256", "recipe", "seed", "count"))
     except FileNotFoundError:
         raise InputError(f"'{folder}' is not a data-set folder: it has no dataset.json") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{folder}/dataset.json' is damaged ({type(error).__name__}): simulate the set again"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"'{folder}/dataset.json' was altered or cut short: simulate the set again") from None
     for name in FILES:
         if not (folder / name).is_file():
             raise InputError(f"'{folder}' lacks {name}: it was cut short; simulate the set again")

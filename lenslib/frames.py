@@ -36,6 +36,10 @@ ARC_ZONE = (0.3, 2.2)  # arcsec from the galaxy
 NOTES = {"SDSSJ1306+0600": _RELATIVE, "SDSSJ1313+4615": _RELATIVE}
 
 
+class MissingFrames(InputError):
+    """The Hubble frames are not on this computer at all, which a chapter may pass over; altered ones it may not."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """One exposure-averaged image of a lens, in detector orientation (row = +y, column = +x).
@@ -183,11 +187,11 @@ def find_hst_lenses(folder: str | Path | None = None, download: bool = False) ->
 
     Looks at `folder`, else at the environment's LENSLIB_DATA (the folder itself or the one that holds `hst_lenses`),
     else at shared/data/hst_lenses beside the repository. `download=True` fetches missing frames from the authors'
-    repository.
+    repository. MissingFrames if there is no such folder, InputError if a file of it is missing or altered.
     """
     path = _locate(folder)
     if not (path / "registry.txt").is_file():
-        raise InputError(f"no Hubble lenses (registry.txt) in {path}: {HOW_TO_GET}")
+        raise MissingFrames(f"no Hubble lenses (registry.txt) in {path}: {HOW_TO_GET}")
     store = pooch.create(path=path, base_url=BASE_URL)
     try:
         store.load_registry(path / "registry.txt")
@@ -213,7 +217,7 @@ def _locate(folder: str | Path | None) -> Path:
     if not (path / "registry.txt").is_file() and (path / "hst_lenses").is_dir():
         path = path / "hst_lenses"
     if not path.is_dir():
-        raise InputError(f"no folder of Hubble lenses at {path}: {HOW_TO_GET}")
+        raise MissingFrames(f"no folder of Hubble lenses at {path}: {HOW_TO_GET}")
     return path
 
 

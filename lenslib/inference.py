@@ -59,12 +59,14 @@ def load_classifier(path: str | Path) -> Classifier:
     missing = [name for name in METADATA if name not in metadata]
     if missing:
         raise InputError(f"'{path}' does not say its {', '.join(missing)}: it was not written by `lenslib train`")
-    classes, size = tuple(json.loads(metadata["classes"])), int(metadata["image_size"])
-    network = create_model(metadata["model"], len(classes), size, int(metadata["in_chans"]))
+    try:
+        classes = tuple(map(str, json.loads(metadata["classes"])))
+        size, native_size, in_chans = (int(metadata[name]) for name in ("image_size", "native_size", "in_chans"))
+    except (ValueError, TypeError):
+        raise InputError(f"'{path}' has a damaged entry among its classes, image_size, native_size, in_chans") from None
+    network = create_model(metadata["model"], len(classes), size, in_chans)
     load_weights(network, path)
-    return Classifier(
-        network.eval(), metadata["model"], metadata["recipe"], classes, size, int(metadata["native_size"])
-    )
+    return Classifier(network.eval(), metadata["model"], metadata["recipe"], classes, size, native_size)
 
 
 def read_images(path: str | Path, size: int) -> np.ndarray:
@@ -79,10 +81,13 @@ def read_images(path: str | Path, size: int) -> np.ndarray:
         images = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"'{path}': no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    # a header can claim more than any memory holds
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         pickled = "allow_pickle" in str(error)
         reason = "it holds pickled objects, which are refused" if pickled else "it is not a whole .npy file"
         raise InputError(f"'{path}': {reason}") from None
+    if not isinstance(images, np.ndarray):
+        raise InputError(f"'{path}': it is an archive, not a whole .npy file")
     if images.dtype.kind not in "fiu":
         raise InputError(f"'{path}': holds {images.dtype}, not numbers")
     if (
@@ -93,10 +98,11 @@ def read_images(path: str | Path, size: int) -> np.ndarray:
         or images.ndim > 4
     ):
         raise InputError(f"'{path}': has shape {images.shape}, and the network was trained on {size} x {size} pixels")
-    images = images.reshape(-1, size, size).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
+        images = images.reshape(-1, size, size).astype(np.float32)
     if not np.isfinite(images).all():
         raise InputError(f"'{path}': has {int((~np.isfinite(images)).sum())} pixels that are NaN or infinite")
-    if not len(images) or (images.std((1, 2)) == 0).any():
+    if not len(images) or (np.ptp(images, axis=(1, 2)) == 0).any():
         raise InputError(f"'{path}': holds no image, or one whose pixels are all equal")
     return images
 

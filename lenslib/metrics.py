@@ -16,8 +16,8 @@ def check_scores(labels: np.ndarray, scores: np.ndarray) -> None:
         raise InputError(f"scores must be [images, classes] for {len(labels)} labels, not {scores.shape}")
     if not np.isfinite(scores).all():
         raise InputError(f"{int((~np.isfinite(scores)).any(1).sum())} images have scores that are not finite")
-    if np.abs(scores.sum(1) - 1).max() > 1e-3:
-        raise InputError("scores do not sum to one over the classes: pass probabilities")
+    if np.abs(scores.sum(1) - 1).max() > 1e-3 or scores.min() < -1e-3:
+        raise InputError("scores do not sum to one over the classes, or are negative: pass probabilities")
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise InputError(f"labels must lie in 0..{scores.shape[1] - 1}")
 
@@ -31,6 +31,10 @@ def classification_metrics(
     percentiles over resampled test sets. A class without images has no AUC, and the macro is over those that have one.
     """
     check_scores(labels, scores)
+    if scores.shape[1] != len(classes):
+        raise InputError(
+            f"{scores.shape[1]} scores an image do not fit the {len(classes)} classes {', '.join(classes)}"
+        )
     one_hot = labels[:, None] == np.arange(len(classes))
     present = [k for k in range(len(classes)) if 0 < one_hot[:, k].sum() < len(labels)]
     draws = Resampled(len(labels), seed, resamples)

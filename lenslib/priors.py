@@ -41,6 +41,8 @@ class Prior(Strict):
             raise ValueError("a uniform_area prior needs bounds of at least 0")
         if self.normal is not None and self.normal[1] <= 0:
             raise ValueError("a normal prior needs a positive standard deviation")
+        if self.normal is not None and np.ptp(self._kept()) < 1e-6:
+            raise ValueError("'within' leaves less than a millionth of the normal: bring its bounds nearer the mean")
         return self
 
     def support(self) -> tuple[float, float]:
@@ -62,12 +64,18 @@ class Prior(Strict):
         if self.uniform_area is not None:
             return np.sqrt(low**2 + u * (high**2 - low**2))
         if self.normal is not None:
-            from scipy.special import ndtr, ndtri
+            from scipy.special import ndtri
 
-            mean, sd = self.normal
-            below, above = ndtr((low - mean) / sd), ndtr((high - mean) / sd)
+            (mean, sd), (below, above) = self.normal, self._kept()
             return mean + sd * ndtri(below + u * (above - below))
         return low + u * (high - low)
+
+    def _kept(self) -> tuple[float, float]:
+        """The normal's distribution function at its two bounds."""
+        from scipy.special import ndtr
+
+        (mean, sd), (low, high) = self.normal, self.support()
+        return ndtr((low - mean) / sd), ndtr((high - mean) / sd)
 
 
 def _has(prior: Prior, name: str) -> bool:

@@ -99,6 +99,22 @@ def fit_ring(frame: Frame, light: LensLight | None = None, starts: int = 6) -> R
     return RingFit(theta_E, float(np.hypot(formal, SYSTEMATIC * theta_E)), params, model, float(chi_square))
 
 
+def critical_curve(params: dict[str, float], count: int = 200) -> np.ndarray:
+    """Tangential critical curve [count, 2] (x, y) of a fit's ellipsoid and shear: arcsec from the light's centre.
+
+    An isothermal ellipsoid has shear -kappa exp(2i phi) about its centre (Kassiola & Kovner 1993, ApJ 417, 450), so
+    det A = 0 is solved by kappa = (1 - gamma^2) / 2 (1 - gamma1 cos 2 phi - gamma2 sin 2 phi).
+    """
+    phi = np.linspace(0, 2 * np.pi, count)
+    q, angle = axis_ratio(params["e1"], params["e2"])
+    # kappa = theta_E / (2 r elongation)
+    elongation = np.sqrt(q * np.cos(phi - angle) ** 2 + np.sin(phi - angle) ** 2 / q)
+    gamma1, gamma2 = params["gamma1"], params["gamma2"]
+    along = 1 - gamma1 * np.cos(2 * phi) - gamma2 * np.sin(2 * phi)
+    r = params["theta_E"] * along / (elongation * (1 - gamma1**2 - gamma2**2))
+    return np.stack([params["center_x"] + r * np.cos(phi), params["center_y"] + r * np.sin(phi)], 1)
+
+
 def _prepare(frame: Frame, light: LensLight) -> _Scene:
     block = round(PIXEL / frame.pixel_scale) or 1
     good = light.good & ~_intruders(frame, light)

@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from lenslib.errors import InputError
 
+# as lightning Fabric names them
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+
 
 @dataclass(frozen=True)
 class Settings:
     """How a network is trained. `precision` "auto" takes what the registry found fastest on a processor, and bf16 on an
-    accelerator. `augment`: "none", "flips" or "d4" (flips and right-angle turns)."""
+    accelerator. `augment`: "none", "half_turn", "flips" (and half turns) or "d4" (flips and right-angle turns)."""
 
     epochs: int = 20
     batch_size: int = 64
@@ -33,8 +36,13 @@ class Settings:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name, below in (("weight_decay", float("inf")), ("warmup", 1), ("label_smoothing", 1), ("seed", 2**63)):
+            if not 0 <= getattr(self, name) < below:
+                raise InputError(f"{name} must be at least 0 and below {below:g}, not {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision '{self.precision}': valid choices: {', '.join(PRECISIONS)}")
         if self.augment not in AUGMENTATIONS:
             raise InputError(f"unknown augment '{self.augment}': valid choices: {', '.join(AUGMENTATIONS)}")
 
@@ -58,7 +66,7 @@ def _turned(images: Tensor, kind: int) -> Tensor:
     return torch.rot90(images, kind % 4, (-2, -1))
 
 
-AUGMENTATIONS = {"none": (0,), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
+AUGMENTATIONS = {"none": (0,), "half_turn": (0, 2), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
 
 
 def augmented(images: Tensor, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:

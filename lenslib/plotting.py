@@ -1,0 +1,108 @@
+"""Figures that more than one chapter draws. Every function returns the figure."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+
+
+def image_grid(
+    images: np.ndarray,
+    titles: Sequence[str],
+    pixel_scale: float,
+    columns: int = 4,
+    stretch: str = "asinh",
+    colour_map: str = "magma",
+    limits: tuple[float, float] | None = None,
+    unit: str = "",
+) -> Figure:
+    """Images [n, h, w] side by side with axes in arcsec; `limits` shares one colour scale, drawn as a bar."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.7 * columns, 2.75 * rows), squeeze=False, layout="constrained"
+    )
+    half = images.shape[-1] * pixel_scale / 2
+    for axis in axes.flat[len(images) :]:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        low, high = limits or (np.percentile(image, 0.5), image.max())
+        shown = axis.imshow(
+            np.arcsinh(8 * (image - low) / (high - low)) if stretch == "asinh" else image,
+            origin="lower",
+            extent=(-half, half, -half, half),
+            cmap=colour_map,
+            **({} if stretch == "asinh" else {"vmin": low, "vmax": high}),
+        )
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("arcsec", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("arcsec", fontsize=8)
+    if limits is not None and stretch != "asinh":
+        figure.colorbar(shown, ax=axes, shrink=0.8, label=unit)
+    return figure
+
+
+def roc_curves(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> Figure:
+    """One-against-rest ROC curves, the false-positive rate on a logarithmic axis as well."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for k, name in enumerate(classes):
+        false_positive, true_positive, _ = roc_curve(labels == k, scores[:, k])
+        label = f"{name} (AUC {roc_auc_score(labels == k, scores[:, k]):.4f})"
+        for axis in axes:
+            axis.plot(false_positive, true_positive, color=COLOURS[k], label=label)
+    axes[1].set(xscale="log", xlim=(1 / len(labels), 1))
+    for axis in axes:
+        axis.set(xlabel="false-positive rate", ylabel="true-positive rate")
+    axes[0].legend()
+    return figure
+
+
+def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Confusion matrix in shares of each true class."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    figure, axis = plt.subplots(figsize=(4.4, 3.8), layout="constrained")
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        scores.argmax(1),
+        labels=range(len(classes)),
+        display_labels=classes,
+        normalize="true",
+        values_format=".3f",
+        cmap="Blues",
+        ax=axis,
+    )
+    return figure
+
+
+def loss_curves(histories: Mapping[str, "object"]) -> Figure:
+    """Training and validation loss, and validation AUC, by epoch; `histories` maps a label to a data frame."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for colour, (label, history) in zip(COLOURS, histories.items(), strict=False):
+        axes[0].plot(history["epoch"], history["train_loss"], "--", color=colour)
+        axes[0].plot(history["epoch"], history["val_loss"], "-", color=colour, label=label)
+        axes[1].plot(history["epoch"], history["val_score"], "-o", ms=3, color=colour, label=label)
+    axes[0].set(xlabel="epoch", ylabel="cross entropy (dashed: training)", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel="validation macro AUC")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def intervals(rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> Figure:
+    """Values with their intervals, one row each; `rows` holds (name, {"value", "low", "high"})."""
+    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.34 * len(rows)), layout="constrained")
+    for place, (_, metric) in enumerate(rows):
+        errors = [[metric["value"] - metric["low"]], [metric["high"] - metric["value"]]]
+        axis.errorbar(metric["value"], -place, xerr=errors, fmt="o", ms=4, capsize=3, color=COLOURS[0])
+    axis.set_yticks([-place for place in range(len(rows))], [name for name, _ in rows], fontsize=8)
+    axis.set_xlabel(label)
+    axis.grid(axis="x", alpha=0.3)
+    return figure

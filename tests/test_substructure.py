@@ -1,0 +1,163 @@
+"""Masses: the cosmology that turns them into angles, the mass functions, and their conservation."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from caustics.lenses.func import convergence_epl
+from scipy import stats
+from scipy.integrate import quad
+from torch import as_tensor
+
+from lenslib.recipe import _stream, load_recipe
+from lenslib.substructure import Cosmology, PowerLaw
+
+# 4 G M_sun / c^2 in km (twice the Schwarzschild radius; IAU nominal values) and the parsec in km
+FOUR_GM_SUN = 4 * 1.32712440018e11 / 299792.458**2
+MPC = 3.0856775814913673e19
+ARCSEC = np.pi / 180 / 3600
+
+
+def _comoving(z, H0=70.0, Om0=0.3, radiation=0.0):
+    """Comoving distance in Mpc in a flat universe."""
+    expansion = lambda z: np.sqrt(Om0 * (1 + z) ** 3 + radiation * (1 + z) ** 4 + 1 - Om0 - radiation)  # noqa: E731
+    return 299792.458 / H0 * quad(lambda z: 1 / expansion(z), 0, z)[0]
+
+
+@pytest.mark.parametrize(
+    ("distances", "published"),
+    [
+        # DeepLenseSim deeplense/lens.py, mass_to_radius(1e12), run as published
+        ("luminosity", 1.2815),
+        ("angular_diameter", 1.6645),
+    ],
+)
+def test_einstein_radius_of_a_mass(distances, published):
+    near, far = _comoving(0.5), _comoving(1.0)
+    if distances == "luminosity":
+        lens, source = 1.5 * near, 2 * far
+        between = source - lens
+    else:
+        lens, source, between = near / 1.5, far / 2, (far - near) / 2
+    expected = np.sqrt(1e12 * FOUR_GM_SUN * between / (lens * source) / MPC) / ARCSEC
+    cosmology = Cosmology(z_lens=0.5, z_source=1.0, distances=distances)
+    theta_E = np.sqrt(cosmology.theta_E_squared(1e12))
+    assert theta_E == pytest.approx(expected, rel=1e-4)
+    assert theta_E == pytest.approx(published, abs=1e-3)
+
+
+def test_deeplense_1_has_the_published_einstein_radius():
+    _, params, _ = load_recipe("deeplense_1").draw(0, 0)
+    np.testing.assert_allclose(params["theta_E"], 1.2815, atol=1e-3)
+
+
+def test_squared_einstein_radius_is_proportional_to_mass():
+    cosmology = Cosmology(z_lens=0.2, z_source=0.6)
+    one = cosmology.theta_E_squared(1e10)
+    np.testing.assert_allclose(cosmology.theta_E_squared(np.array([0, 1e8, 3e11])), one * np.array([0, 0.01, 30]))
+
+
+def _population(recipe, name, n=400, fraction=None, theta_E=None):
+    fraction = np.full(n, np.nan) if fraction is None else fraction
+    theta_E = np.ones(n) if theta_E is None else theta_E
+    return recipe.substructure.populations[name].draw(partial(_stream, 7, 0), n, recipe.cosmology, theta_E, fraction)
+
+
+@pytest.mark.parametrize("slope", [-0.9, -1.9])
+def test_subhalo_masses_follow_the_stated_slope(slope):
+    recipe = load_recipe("deeplense_1", {"substructure.populations.cdm.mass.slope": slope})
+    *_, mass, _ = _population(recipe, "cdm")
+    mass = mass.ravel() / recipe.cosmology.theta_E_squared(1.0)
+    assert mass.min() >= 1e6 * (1 - 1e-9)
+    assert mass.max() <= 1e10 * (1 + 1e-9)
+
+    def cdf(m):
+        # the integral of m^slope
+        power = slope + 1
+        return (m**power - 1e6**power) / (1e10**power - 1e6**power)
+
+    assert stats.kstest(mass, cdf).pvalue > 1e-3
+
+
+def test_power_law_median_halves_the_integral():
+    median = float(PowerLaw(slope=-1.9, low=1e6, high=1e10).draw(np.array(0.5), 1e6, 1e10))
+    # in ln m, so that the integrand is tame
+    below, above = (quad(lambda u: np.exp(-0.9 * u), *np.log(ends))[0] for ends in ((1e6, median), (median, 1e10)))
+    assert below == pytest.approx(above, rel=1e-6)
+
+
+def test_subhalo_positions_are_those_of_the_recipe():
+    x, y, _, _ = _population(load_recipe("deeplense_1"), "cdm")
+    assert stats.kstest(np.hypot(x, y).ravel(), stats.uniform(0.25, 1.75).cdf).pvalue > 1e-3
+    x, y, _, _ = _population(load_recipe("matched_hst"), "cdm", fraction=np.full(400, 0.01))
+    # spread evenly over a disc of radius 2
+    assert stats.kstest((np.hypot(x, y).ravel() / 2) ** 2, stats.uniform.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cdm", "vortex"])
+def test_fractional_masses_sum_to_the_fraction(name):
+    rng = np.random.default_rng(0)
+    fraction, theta_E = rng.uniform(0.001, 0.05, 400), rng.uniform(0.5, 2, 400)
+    *_, mass, _ = _population(load_recipe("matched_hst"), name, fraction=fraction, theta_E=theta_E)
+    np.testing.assert_allclose(mass.sum(1), fraction * theta_E**2, rtol=1e-12)
+    assert mass.min() >= 0
+
+
+def test_fractional_subhalo_masses_keep_their_bounds():
+    fraction = np.linspace(0.003, 0.03, 400)
+    *_, mass, _ = _population(load_recipe("matched_hst"), "cdm", fraction=fraction)
+    assert (mass.max(1) <= 0.5 * fraction * (1 + 1e-9)).all()
+    for row in mass:
+        held = row[row > 1e-15]
+        # the last one is cut to fit
+        assert held[:-1].min() >= 1e-4 * (1 - 1e-9)
+
+
+def test_a_vortex_is_a_straight_string_of_equal_masses():
+    recipe = load_recipe("deeplense_1")
+    x, y, mass, drawn = _population(recipe, "vortex")
+    np.testing.assert_allclose(mass, recipe.cosmology.theta_E_squared(3e10) / 100)
+    # half-length 0.06 arcsec x 1e-22 / (2 m)
+    np.testing.assert_allclose(np.hypot(x[:, -1] - x[:, 0], y[:, -1] - y[:, 0]), 0.06 * 1e-22 / drawn["axion_mass"])
+    along = x * np.cos(drawn["vortex_angle"])[:, None] + y * np.sin(drawn["vortex_angle"])[:, None]
+    across = y * np.cos(drawn["vortex_angle"])[:, None] - x * np.sin(drawn["vortex_angle"])[:, None]
+    np.testing.assert_allclose(across, 0, atol=1e-12)
+    np.testing.assert_allclose(np.diff(along, axis=1), (drawn["vortex_length"] / 99)[:, None] * np.ones(99))
+
+
+def _within_theta_E(params, i, points):
+    """Mass in arcsec^2, by quadrature of the convergence, inside the isodensity contour that held theta_E^2 of the
+    undiminished lens."""
+    e = np.hypot(params["lens_e1"][i], params["lens_e2"][i])
+    q, phi = (1 - e) / (1 + e), np.arctan2(params["lens_e2"][i], params["lens_e1"][i]) / 2
+    theta_E, t = params["theta_E"][i], params["gamma"][i] - 1
+
+    def kappa(x, y, radius):
+        return convergence_epl(*(as_tensor(value) for value in (0.0, 0.0, q, phi, radius, t, x, y))).numpy()
+
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    v, weights = (nodes + 1) / 2, weights / 2
+    # r = theta_E v^8 takes the sting out of the density's peak
+    r, dr = theta_E * v**8, theta_E * 8 * v**7 * weights
+    angle = (np.arange(32) + 0.5) * 2 * np.pi / 32
+    major, minor = np.outer(r, np.cos(angle)) / np.sqrt(q), np.outer(r, np.sin(angle)) * np.sqrt(q)
+    x, y = major * np.cos(phi) - minor * np.sin(phi), major * np.sin(phi) + minor * np.cos(phi)
+    smooth = (kappa(x, y, params["lens_theta_E"][i]).mean(1) * 2 * np.pi * r * dr).sum()
+    if points is None:
+        return smooth
+    dx, dy = points["x"] - params["lens_center_x"][i], points["y"] - params["lens_center_y"][i]
+    at_edge = (2 - t) / 2
+    return smooth + np.pi * points["mass"][kappa(dx, dy, theta_E) > at_edge].sum()
+
+
+@pytest.mark.parametrize("name", ["no_sub", "cdm", "vortex"])
+def test_no_class_of_matched_hst_is_heavier(name):
+    recipe = load_recipe("matched_hst", {"substructure.mass_fraction": 0.03})
+    labels, params, points = recipe.draw(2, 0)
+    mine = np.flatnonzero(labels == recipe.classes.index(name))
+    for k, i in enumerate(mine):
+        inside = {key: value[k] for key, value in points[name].items()} if name in points else None
+        assert _within_theta_E(params, i, inside) == pytest.approx(np.pi * params["theta_E"][i] ** 2, rel=1e-3)
+    if name == "vortex":
+        # the law above would hold for no substructure, too
+        assert (params["lens_theta_E"][mine] < params["theta_E"][mine]).mean() > 0.9

@@ -1,0 +1,150 @@
+"""The training loop: it learns, it repeats itself, it turns images as it says, and it stops at nonsense."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lenslib.errors import InputError
+from lenslib.metrics import macro_auc
+from lenslib.models import create_model
+from lenslib.training import AUGMENTATIONS, Settings, _turned, augmented, predict_logits, train
+
+QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3)
+
+
+def _blobs(n, seed):
+    """Images of noise, half of them with a bright blob somewhere: trivially told apart, yet not by one pixel."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    y, x = np.mgrid[:32, :32]
+    center = rng.uniform(6, 26, (2, n, 1, 1))
+    blobs = 4 * np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 8)
+    images = rng.normal(size=(n, 32, 32)) + blobs * labels[:, None, None]
+    return torch.from_numpy(images[:, None].astype(np.float32)), torch.from_numpy(labels)
+
+
+def _network(seed=0):
+    torch.manual_seed(seed)
+    return create_model("small_cnn", 2, 32)
+
+
+def test_it_learns_what_is_easy():
+    trained = train(_network(), _blobs(400, 0), _blobs(60, 1), QUICK, macro_auc, device="cpu")
+    images, labels = _blobs(300, 2)
+    scores = predict_logits(trained.model, images).softmax(1).numpy()
+    assert macro_auc(labels.numpy(), scores) > 0.95
+    assert trained.history[-1]["train_loss"] < trained.history[0]["train_loss"]
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3]
+    assert trained.device == "cpu"
+    assert not trained.model.training
+
+
+def test_the_same_seed_gives_the_same_weights(threads):
+    threads(1)
+    settings = Settings(epochs=2, batch_size=32, seed=4)
+    same = [train(_network(), _blobs(96, 0), _blobs(32, 1), settings, macro_auc, device="cpu") for _ in range(2)]
+    for one, other in zip(*(trained.model.state_dict().values() for trained in same), strict=True):
+        assert torch.equal(one, other)
+    other = Settings(epochs=2, batch_size=32, seed=5)
+    differs = train(_network(), _blobs(96, 0), _blobs(32, 1), other, macro_auc, device="cpu")
+    assert not torch.equal(same[0].model.head.weight, differs.model.head.weight)
+
+
+def test_the_validation_set_chooses_the_epoch():
+    validation, seen = _blobs(40, 1), []
+
+    def score(labels, probabilities):
+        np.testing.assert_array_equal(labels, validation[1].numpy())
+        seen.append(probabilities)
+        return (0.2, 0.9, 0.9, 0.4)[len(seen) - 1]
+
+    settings = Settings(epochs=4, batch_size=32)
+    trained = train(_network(), _blobs(96, 0), validation, settings, score, device="cpu")
+    # the first of the two best
+    assert trained.best["epoch"] == 2
+    assert trained.best["val_score"] == max(row["val_score"] for row in trained.history)
+    kept = predict_logits(trained.model, validation[0]).softmax(1).numpy()
+    np.testing.assert_allclose(kept, seen[1], atol=1e-6)
+    assert np.abs(kept - seen[3]).max() > 1e-4
+
+
+def test_the_eight_symmetries_are_distinct_and_a_group():
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    turned = [_turned(image, kind) for kind in range(8)]
+    pictures = {tuple(picture.ravel().tolist()) for picture in turned}
+    assert torch.equal(turned[0], image)
+    assert len(pictures) == 8
+    for picture in turned:
+        for kind in range(8):
+            assert tuple(_turned(picture, kind).ravel().tolist()) in pictures
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_are_groups(name):
+    """Else an image and its turned copy would not be shown in the same ways."""
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    pictures = {tuple(_turned(image, kind).ravel().tolist()) for kind in AUGMENTATIONS[name]}
+    for first in AUGMENTATIONS[name]:
+        for second in AUGMENTATIONS[name]:
+            assert tuple(_turned(_turned(image, first), second).ravel().tolist()) in pictures
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_each_image_is_turned_in_its_place_and_evenly(name):
+    kinds = AUGMENTATIONS[name]
+    images = torch.arange(9.0).view(1, 1, 3, 3) + 10 * torch.arange(4000).view(-1, 1, 1, 1)
+    turned = augmented(images, kinds, torch.Generator().manual_seed(0))
+    hits = torch.stack([(turned == _turned(images, kind)).all((1, 2, 3)) for kind in kinds])
+    # every image is one of its own turns, so that labels stay right
+    assert (hits.sum(0) == 1).all()
+    expected = 4000 / len(kinds)
+    assert ((hits.sum(1) - expected).abs() < 5 * np.sqrt(expected)).all()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    class Exploding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            return self.weight * torch.full((len(images), 2), float("nan"))
+
+    with pytest.raises(FloatingPointError, match="batch 0 of epoch 0"):
+        train(Exploding(), _blobs(8, 0), _blobs(8, 1), QUICK, macro_auc, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": -1e-3},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -0.1},
+        {"warmup": 1.5},
+        {"label_smoothing": 1.5},
+        {"augment": "d5"},
+        {"precision": "8-bit"},
+        {"seed": -1},
+    ],
+)
+def test_bad_settings_are_named(given):
+    with pytest.raises(InputError, match=next(iter(given))) as error:
+        Settings(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_images_that_do_not_fit_are_refused():
+    images, labels = _blobs(8, 0)
+    spoiled = images.clone()
+    spoiled[3, 0, 0, 0] = float("nan")
+    for training, validation, said in (
+        ((images, labels[:-1]), (images, labels), "the training set"),
+        ((images, labels), (images[:0], labels[:0]), "the validation set"),
+        ((spoiled, labels), (images, labels), "not finite"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(_network(), training, validation, QUICK, macro_auc, device="cpu")
