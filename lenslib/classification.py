@@ -27,6 +27,9 @@ def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet
         raise InputError(f"'{train_data}' holds {training.recipe.name}, not {recipe}: name the folder of that recipe")
     if training.seed == test.seed:
         raise InputError(f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test would be seen")
+    for folder, data in ((train_data, training), (test_data, test)):
+        if len(np.unique(data.labels)) < 2:
+            raise InputError(f"'{folder}' holds {len(data)} images of one class: simulate a larger --count")
     return training, test
 
 

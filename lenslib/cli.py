@@ -13,7 +13,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         code = options.handler(options)
-    except InputError as error:
+    # a loss that is not finite comes from the settings or the images given
+    except (InputError, FloatingPointError) as error:
         print(f"lenslib: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -61,13 +62,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _device(name: str) -> str:
+    import torch
+
+    number = name.removeprefix("cuda:")
+    if name not in ("auto", "cpu", "cuda") and not number.isdigit():
+        raise argparse.ArgumentTypeError(f"unknown device '{name}': valid choices: cpu, cuda, cuda:N")
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"no device '{name}' here: use cpu")
+    return name
+
+
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a name (see `lenslib recipes`) or the path of a YAML file")
     parser.add_argument("--count", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first image")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a line of the recipe")
 
 
@@ -80,7 +92,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--profile", default="laptop", help="first folder under results")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side that the network sees")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
     for name, value in vars(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
@@ -89,7 +101,9 @@ def _print_table(rows: list[dict], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    names = list(rows[0]) if rows else []
+    if not rows:
+        return
+    names = list(rows[0])
     texts = [names] + [
         [f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
     ]
@@ -129,7 +143,10 @@ def _simulate(options) -> None:
         key, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"--set needs KEY=VALUE, such as --set substructure.mass_fraction=0.01, not '{text}'")
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {text}: the value is not valid YAML") from None
     recipe = load_recipe(options.recipe, overrides)
     data = write_dataset(recipe, options.count, options.seed, options.out, options.start, options.device)
     print(f"{options.out}: {len(data)} images of {recipe.name}, digest {data.digest}")
@@ -190,7 +207,8 @@ def _predict(options) -> int:
             rows.append(
                 {"file": file, "class": best} | dict(zip(classifier.classes, probabilities.tolist(), strict=True))
             )
-    _print_table(rows, options.json)
+    if rows:
+        _print_table(rows, options.json)
     # a single bad file is bad input; one among many is a table with a gap
     return 0 if not failed else 1 if rows else 2
 

@@ -1,4 +1,4 @@
-"""Does a data set give its classes away? Features that say nothing of where substructure is, and how well they classify."""
+"""Does a data set give its classes away? Features that say nothing of substructure, and how well they classify."""
 
 import numpy as np
 import pandas as pd
@@ -7,9 +7,9 @@ import pandas as pd
 def trivial_features(images: np.ndarray, pixel_scale: float) -> pd.DataFrame:
     """Numbers anyone can measure without looking for substructure, one row an image.
 
-    images: [n, h, w], background near zero. `brightness` ones depend on exposure and noise; `shape` ones on the size and
-    outline of the ring: they follow the mass of the lens, and differ between classes only if the classes weigh
-    differently. Lengths in arcsec.
+    images: [n, h, w]. `brightness` features depend on exposure and noise. `shape` features depend on the size and
+    outline of the ring, so on the mass of the lens: they tell classes apart where one class is heavier. Lengths in
+    arcsec.
     """
     n, height, width = images.shape
     axis = (np.arange(width) - (width - 1) / 2) * pixel_scale

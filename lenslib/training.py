@@ -1,14 +1,17 @@
 """One training loop for every task: Fabric for devices and precision, images resident in memory."""
 
 import copy
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from lenslib.errors import InputError
@@ -16,17 +19,25 @@ from lenslib.errors import InputError
 # as lightning Fabric names them
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
+# which precision is in use is in the record
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained. `precision` "auto" takes what the registry found fastest on a processor, and bf16 on an
-    accelerator. `augment`: "none", "half_turn", "flips" (and half turns) or "d4" (flips and right-angle turns)."""
+    """How a network is trained.
+
+    The network that is judged and kept has the exponential moving average of the weights over steps, with decay `ema`
+    (0: the weights themselves). `precision` "auto" takes what the registry found fastest on a processor, and bf16 on an
+    accelerator. `augment`: "none", "half_turn", "flips" (and half turns) or "d4" (flips and right-angle turns).
+    """
 
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup: float = 0.1
+    ema: float = 0.99
     label_smoothing: float = 0.0
     augment: str = "d4"
     precision: str = "auto"
@@ -38,7 +49,13 @@ class Settings:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate}")
-        for name, below in (("weight_decay", float("inf")), ("warmup", 1), ("label_smoothing", 1), ("seed", 2**63)):
+        for name, below in (
+            ("weight_decay", float("inf")),
+            ("warmup", 1),
+            ("ema", 1),
+            ("label_smoothing", 1),
+            ("seed", 2**63),
+        ):
             if not 0 <= getattr(self, name) < below:
                 raise InputError(f"{name} must be at least 0 and below {below:g}, not {getattr(self, name)}")
         if self.precision not in PRECISIONS:
@@ -105,64 +122,74 @@ def train(
     Raises InputError for images and labels that do not match, FloatingPointError, naming the batch, for a loss that is
     not finite.
     """
-    from lightning.fabric import Fabric
-
     _check(training, validation)
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if settings.precision != "auto":
-        precision = settings.precision
-    elif on_gpu:
-        precision = "bf16-mixed"
-    fabric = Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
-    if channels_last or on_gpu:
+    fabric = _fabric(settings, device, precision)
+    if channels_last or fabric.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
-    images, labels = (part.to(fabric.device) for part in training)
-    batches = -(-len(images) // settings.batch_size)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _schedule(step, batches * settings.epochs, settings.warmup)
-    )
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+    data = tuple(part.to(fabric.device) for part in training)
+    steps = settings.epochs * -(-len(data[0]) // settings.batch_size)
+    scheduler = LambdaLR(optimizer, lambda step: _schedule(step, steps, settings.warmup))
     generator = torch.Generator().manual_seed(settings.seed)
-    history, best, best_state = [], {}, None
-    start = time.perf_counter()
-    with tqdm(total=settings.epochs * len(images), desc="train", unit="image", disable=None) as bar:
-        for epoch in range(settings.epochs):
-            network.train()
-            total = torch.zeros((), device=fabric.device)
-            for batch, rows in enumerate(torch.randperm(len(images), generator=generator).split(settings.batch_size)):
-                rows = rows.to(fabric.device)
-                inputs = augmented(images[rows], AUGMENTATIONS[settings.augment], generator)
-                loss = cross_entropy(network(inputs), labels[rows], label_smoothing=settings.label_smoothing)
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()} in batch {batch} of epoch {epoch}: "
-                        "lower learning_rate, or look for images without a finite value"
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                fabric.clip_gradients(network, optimizer, max_norm=5.0)
-                optimizer.step()
-                scheduler.step()
-                total += loss.detach() * len(rows)
-                bar.update(len(rows))
-            probabilities, validation_loss = _validate(network, validation, settings.batch_size)
+    history, best, best_state, start = [], {}, None, time.perf_counter()
+    with tqdm(total=settings.epochs * len(data[0]), desc="train", unit="image", disable=None) as bar:
+        for epoch in range(1, settings.epochs + 1):
+            loss = _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, generator, bar)
+            logits = predict_logits(averaged.module.train(), validation[0], settings.batch_size)
             row = {
-                "epoch": epoch + 1,
-                "train_loss": float(total) / len(images),
-                "val_loss": validation_loss,
-                "val_score": float(score(validation[1].numpy(), probabilities)),
-                "learning_rate": scheduler.get_last_lr()[0],
+                "epoch": epoch,
+                "train_loss": loss,
+                "val_loss": float(cross_entropy(logits, validation[1])),
+                "val_score": float(score(validation[1].numpy(), logits.softmax(1).numpy())),
+                "learning_rate": float(scheduler.get_last_lr()[0]),
                 "seconds": time.perf_counter() - start,
             }
             history.append(row)
             bar.set_postfix(val_score=f"{row['val_score']:.4f}")
             if not best or row["val_score"] > best["val_score"]:
-                best, best_state = row, copy.deepcopy(model.state_dict())
+                best, best_state = row, copy.deepcopy(averaged.module.train().state_dict())
     seconds = time.perf_counter() - start
-    model.load_state_dict(best_state)
-    rate = settings.epochs * len(images) / seconds
-    return Trained(model.cpu().eval(), history, seconds, rate, str(fabric.device), best)
+    model.train().load_state_dict(best_state)
+    return Trained(
+        model.cpu().eval(), history, seconds, len(history) * len(data[0]) / seconds, str(fabric.device), best
+    )
+
+
+def _fabric(settings: Settings, device: str, precision: str):
+    from lightning.fabric import Fabric
+
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if settings.precision != "auto":
+        precision = settings.precision
+    elif on_gpu:
+        precision = "bf16-mixed"
+    return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
+
+
+def _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, generator, bar) -> float:
+    """One pass over the images; returns the mean loss."""
+    images, labels = data
+    network.train()
+    total = torch.zeros((), device=fabric.device)
+    for batch, rows in enumerate(torch.randperm(len(images), generator=generator).split(settings.batch_size)):
+        rows = rows.to(fabric.device)
+        inputs = augmented(images[rows], AUGMENTATIONS[settings.augment], generator)
+        loss = cross_entropy(network(inputs), labels[rows], label_smoothing=settings.label_smoothing)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in batch {batch}: lower learning_rate, or look for broken images"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        fabric.clip_gradients(network, optimizer, max_norm=5.0)
+        optimizer.step()
+        scheduler.step()
+        averaged.update_parameters(network.module)
+        total += loss.detach() * len(rows)
+        bar.update(len(rows))
+    return float(total) / len(images)
 
 
 def _check(training, validation) -> None:
@@ -173,19 +200,9 @@ def _check(training, validation) -> None:
             raise InputError(f"the {name} set has images with values that are not finite")
 
 
-def _validate(network, data, batch_size) -> tuple[np.ndarray, float]:
-    logits = predict_logits(network, data[0], batch_size)
-    return logits.softmax(1).numpy(), float(cross_entropy(logits, data[1]))
-
-
 @torch.no_grad()
 def predict_logits(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
     """Logits [n, outputs], float32 on the processor, of prepared images [n, c, h, w]; evaluation mode."""
     network.eval()
     device = next(network.parameters()).device
     return torch.cat([network(part.to(device)).float().cpu() for part in images.split(batch_size)])
-
-
-def settings_record(settings: Settings) -> dict[str, object]:
-    """The settings as a plain mapping for a record."""
-    return asdict(settings)

@@ -10,7 +10,7 @@ from lenslib.metrics import macro_auc
 from lenslib.models import create_model
 from lenslib.training import AUGMENTATIONS, Settings, _turned, augmented, predict_logits, train
 
-QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3)
+QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 
 
 def _blobs(n, seed):
@@ -69,6 +69,36 @@ def test_the_validation_set_chooses_the_epoch():
     assert np.abs(kept - seen[3]).max() > 1e-4
 
 
+def test_the_network_kept_has_the_moving_average_of_the_weights():
+    training, validation = _blobs(32, 0), _blobs(8, 1)
+
+    def run(ema):
+        torch.manual_seed(0)
+        network, weights = nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)), []
+
+        def score(*_):
+            weights.append(network[1].weight.detach().clone())
+            return len(weights)
+
+        # one batch an epoch, so that the score sees the weights of every step
+        settings = Settings(epochs=5, batch_size=32, learning_rate=0.01, ema=ema, augment="none")
+        return train(network, training, validation, settings, score, device="cpu").model[1].weight, weights
+
+    last, weights = run(0.0)
+    torch.testing.assert_close(last, weights[-1])
+    average = weights[0]
+    for step in weights[1:]:
+        average = 0.7 * average + 0.3 * step
+    assert not torch.allclose(average, last, atol=1e-4)
+    torch.testing.assert_close(run(0.7)[0], average)
+
+
+def test_training_says_nothing_but_its_progress(caplog):
+    settings = Settings(epochs=1, precision="bf16-mixed")
+    train(_network(), _blobs(8, 0), _blobs(8, 1), settings, macro_auc, device="cpu")
+    assert not caplog.records
+
+
 def test_the_eight_symmetries_are_distinct_and_a_group():
     image = torch.arange(9.0).view(1, 1, 3, 3)
     turned = [_turned(image, kind) for kind in range(8)]
@@ -111,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         def forward(self, images):
             return self.weight * torch.full((len(images), 2), float("nan"))
 
-    with pytest.raises(FloatingPointError, match="batch 0 of epoch 0"):
+    with pytest.raises(FloatingPointError, match="batch 0"):
         train(Exploding(), _blobs(8, 0), _blobs(8, 1), QUICK, macro_auc, device="cpu")
 
 
@@ -125,6 +155,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         {"learning_rate": float("nan")},
         {"weight_decay": -0.1},
         {"warmup": 1.5},
+        {"ema": 1.0},
+        {"ema": -0.1},
         {"label_smoothing": 1.5},
         {"augment": "d5"},
         {"precision": "8-bit"},
