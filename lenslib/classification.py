@@ -34,22 +34,35 @@ def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet
 
 
 def train_classifier(
-    data: DataSet, model: str, image_size: int, settings: Settings, device: str = "auto", train_count: int | None = None
+    data: DataSet,
+    model: str,
+    image_size: int,
+    settings: Settings,
+    device: str = "auto",
+    train_count: int | None = None,
+    crop: int | None = None,
 ) -> Trained:
-    """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch."""
+    """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch.
+
+    The network sees the central `crop` pixels (all, if None) resampled to `image_size`.
+    """
     torch.manual_seed(settings.seed)
     info = model_info(model)
     network = create_model(model, len(data.classes), image_size)
     count = min(train_count or len(data), len(data))
     held_out = max(1, int(count * VALIDATION_SHARE))
-    training = data.prepared(image_size, slice(0, count - held_out))
-    validation = data.prepared(image_size, slice(count - held_out, count))
+    training = data.prepared(image_size, slice(0, count - held_out), crop)
+    validation = data.prepared(image_size, slice(count - held_out, count), crop)
     return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
 
 
-def classify(trained: Trained, data: DataSet, model: str, image_size: int) -> tuple[np.ndarray, float]:
+def classify(
+    trained: Trained, data: DataSet, model: str, image_size: int, crop: int | None = None
+) -> tuple[np.ndarray, float]:
     """Class probabilities [n, classes] of a data set, and the images judged per second."""
-    classifier = Classifier(trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1])
+    classifier = Classifier(
+        trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1], crop
+    )
     start = time.perf_counter()
     scores = np.concatenate(
         [classifier.probabilities(data.images[first : first + 512]) for first in range(0, len(data), 512)]
@@ -69,6 +82,7 @@ def record_run(
     scores: np.ndarray,
     test_rate: float,
     train_count: int | None = None,
+    crop: int | None = None,
 ) -> Run:
     """Judge the scores on the test set and write the run folder."""
     metrics = classification_metrics(test.labels, scores, test.classes)
@@ -87,6 +101,7 @@ def record_run(
         parameters=asdict(settings)
         | {
             "image_size": image_size,
+            "crop": crop or training.images.shape[-1],
             "train_count": min(train_count or len(training), len(training)),
             "test_count": len(test),
             "classes": list(test.classes),
@@ -99,5 +114,5 @@ def record_run(
         predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
         history=trained.history,
         weights=trained.model.state_dict(),
-        weights_metadata=classifier_metadata(model, training.recipe, image_size),
+        weights_metadata=classifier_metadata(model, training.recipe, image_size, crop),
     )

@@ -93,6 +93,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="laptop", help="first folder under results")
     parser.add_argument("--image-size", type=int, default=64, help="pixels a side that the network sees")
     parser.add_argument("--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--crop", type=int, metavar="PIXELS", help="the network sees this central square (default: all)"
+    )
     for name, value in vars(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
@@ -158,8 +161,8 @@ def _train(options) -> None:
 
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     training, test = open_pair(options.train, options.test)
-    trained = train_classifier(training, options.model, options.image_size, settings, options.device)
-    scores, rate = classify(trained, test, options.model, options.image_size)
+    trained = train_classifier(training, options.model, options.image_size, settings, options.device, crop=options.crop)
+    scores, rate = classify(trained, test, options.model, options.image_size, options.crop)
     run = record_run(
         options.results,
         options.profile,
@@ -171,6 +174,7 @@ def _train(options) -> None:
         test,
         scores,
         rate,
+        crop=options.crop,
     )
     auc = run.metrics["macro_auc"]
     print(f"{run.folder}: macro AUC {auc['value']:.4f} (95 % interval {auc['low']:.4f} to {auc['high']:.4f})")

@@ -47,16 +47,12 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def prepared(
-        self, image_size: int, rows: slice = slice(None), channels_last: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Images as networks see them, float32 [n, c, image_size, image_size], and labels."""
-        chosen = range(len(self))[rows]
-        parts = [
-            prepare(self.images[chosen[i : i + 1024].start : chosen[i : i + 1024].stop], image_size)
-            for i in range(0, len(chosen), 1024)
-        ]
-        return torch.cat(parts), torch.from_numpy(self.labels[rows].copy())
+    def prepared(self, image_size: int, rows: slice = slice(None), crop: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images of the given rows as networks see them (see `prepare`), and their labels."""
+        parts = [self.images[rows][first : first + 1024] for first in range(0, len(self.labels[rows]), 1024)]
+        return torch.cat([prepare(part, image_size, crop) for part in parts]), torch.from_numpy(
+            self.labels[rows].copy()
+        )
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -73,8 +69,18 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / torch.maximum(deviation, 1e-5 * mean.abs()).clamp(min=1e-30)
 
 
-def prepare(images, image_size: int) -> Tensor:
-    """What every network is shown: `normalise(resize(images))`. Accepts arrays or tensors [n, c, h, w]."""
+def prepare(images, image_size: int, crop: int | None = None) -> Tensor:
+    """What every network is shown, float32 [n, c, image_size, image_size]: `normalise(resize(images))`.
+
+    `crop` takes the central square of so many pixels first, for recipes that leave most of the sky empty; it must be
+    even or odd as the image is, so that the centre stays. Accepts arrays or tensors [n, c, h, w].
+    """
+    size = images.shape[-1]
+    if crop is not None and crop != size:
+        if not 0 < crop < size or (size - crop) % 2:
+            raise InputError(f"crop must be {'an even' if size % 2 == 0 else 'an odd'} number below {size}, not {crop}")
+        edge = (size - crop) // 2
+        images = images[..., edge : edge + crop, edge : edge + crop]
     images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images, dtype=torch.float32)
     return normalise(resize(images, image_size))
 

@@ -12,10 +12,10 @@ from lenslib.errors import InputError
 from lenslib.models import create_model, load_weights
 from lenslib.training import predict_logits
 
-METADATA = ("model", "recipe", "classes", "image_size", "native_size", "in_chans")
+METADATA = ("model", "recipe", "classes", "image_size", "native_size", "crop", "in_chans")
 
 
-def classifier_metadata(model: str, recipe, image_size: int) -> dict[str, str]:
+def classifier_metadata(model: str, recipe, image_size: int, crop: int | None = None) -> dict[str, str]:
     """What a weights file must say of itself to be used on its own (safetensors metadata: texts)."""
     return {
         "model": model,
@@ -23,13 +23,15 @@ def classifier_metadata(model: str, recipe, image_size: int) -> dict[str, str]:
         "classes": json.dumps(list(recipe.classes)),
         "image_size": str(image_size),
         "native_size": str(recipe.instrument.pixels),
+        "crop": str(crop or recipe.instrument.pixels),
         "in_chans": "1",
     }
 
 
 @dataclass
 class Classifier:
-    """A trained network with what it was trained for. `native_size` is the pixels a side of the recipe's images."""
+    """A trained network with what it was trained for: images of `native_size` pixels a side, of which it sees the
+    central `crop` (all, if None), resampled to `image_size`."""
 
     network: nn.Module
     model: str
@@ -37,10 +39,15 @@ class Classifier:
     classes: tuple[str, ...]
     image_size: int
     native_size: int
+    crop: int | None = None
 
     def probabilities(self, images: Tensor | np.ndarray) -> np.ndarray:
         """Class probabilities [n, classes] of raw images [n, 1, h, w] in any units of brightness."""
-        return predict_logits(self.network, prepare(images, self.image_size)).softmax(1).numpy()
+        return predict_logits(self.network, self.prepare(images)).softmax(1).numpy()
+
+    def prepare(self, images: Tensor | np.ndarray) -> Tensor:
+        """Raw images as this network sees them."""
+        return prepare(images, self.image_size, self.crop)
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -61,12 +68,14 @@ def load_classifier(path: str | Path) -> Classifier:
         raise InputError(f"'{path}' does not say its {', '.join(missing)}: it was not written by `lenslib train`")
     try:
         classes = tuple(map(str, json.loads(metadata["classes"])))
-        size, native_size, in_chans = (int(metadata[name]) for name in ("image_size", "native_size", "in_chans"))
+        size, native_size, crop, in_chans = (int(metadata[name]) for name in METADATA[3:])
     except (ValueError, TypeError):
-        raise InputError(f"'{path}' has a damaged entry among its classes, image_size, native_size, in_chans") from None
+        raise InputError(
+            f"'{path}' has a damaged entry among its classes, image_size, native_size, crop, in_chans"
+        ) from None
     network = create_model(metadata["model"], len(classes), size, in_chans)
     load_weights(network, path)
-    return Classifier(network.eval(), metadata["model"], metadata["recipe"], classes, size, native_size)
+    return Classifier(network.eval(), metadata["model"], metadata["recipe"], classes, size, native_size, crop)
 
 
 def read_images(path: str | Path, size: int) -> np.ndarray:

@@ -102,8 +102,9 @@ class Subhalos(Strict):
         if self.mass.low is not None:
             return x, y, cosmology.theta_E_squared(self.mass.draw(u, self.mass.low, self.mass.high)), {}
         total = mass_fraction[:, None]
-        low = np.minimum(self.mass.low_fraction, 0.5 * self.mass.high_of_total * total)
-        held = self.mass.draw(u, low, self.mass.high_of_total * total).cumsum(1)
+        high = self.mass.high_of_total * np.maximum(total, 1e-12)  # so that no mass at all is a number too
+        low = np.minimum(self.mass.low_fraction, 0.5 * high)
+        held = self.mass.draw(u, low, high).cumsum(1)
         # should all of the list not reach the total, it is scaled up to it
         held = np.minimum(held * np.maximum(1, total / held[:, -1:]), total)
         return x, y, np.diff(held, prepend=0, axis=1) * theta_E[:, None] ** 2, {}

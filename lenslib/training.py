@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lenslib.errors import InputError
@@ -106,6 +106,18 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, steps - rise)))
 
 
+def _moving_average(decay: float) -> Callable:
+    """Exponential moving average that starts short, so that a run of few steps is not held to its random start."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
+        for old, new in zip(averaged, current, strict=True):
+            # counters are not averaged
+            old.lerp_(new, share) if old.is_floating_point() else old.copy_(new)
+
+    return torch.no_grad()(update)
+
+
 def train(
     model: nn.Module,
     training: tuple[Tensor, Tensor],
@@ -128,7 +140,7 @@ def train(
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=_moving_average(settings.ema), use_buffers=True)
     data = tuple(part.to(fabric.device) for part in training)
     steps = settings.epochs * -(-len(data[0]) // settings.batch_size)
     scheduler = LambdaLR(optimizer, lambda step: _schedule(step, steps, settings.warmup))

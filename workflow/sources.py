@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 # What shows, reads real frames, or only passes arguments on.
-VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py"]
+VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "classification.py", "inference.py"]

@@ -8,7 +8,7 @@ import pytest
 from lenslib.notebooks import read
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = sorted(REPOSITORY.glob("book/**/*.md"))
+PAGES = sorted(set(REPOSITORY.glob("book/**/*.md")) - {REPOSITORY / "book/published/README.md"})
 NOTEBOOKS = sorted(REPOSITORY.glob("notebooks/*.ipynb"))
 
 # Not prose: code blocks, mathematics, comments, roles and inline code, targets of links.
