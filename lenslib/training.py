@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lenslib.errors import InputError
@@ -28,8 +27,9 @@ class Settings:
     """How a network is trained.
 
     The network that is judged and kept has the exponential moving average of the weights over steps, with decay `ema`
-    (0: the weights themselves). `precision` "auto" takes what the registry found fastest on a processor, and bf16 on an
-    accelerator. `augment`: "none", "half_turn", "flips" (and half turns) or "d4" (flips and right-angle turns).
+    (0: the weights themselves), at first no more than (1 + step) / (10 + step). `precision` "auto" takes what the
+    registry found fastest on a processor, and bf16 on an accelerator. `augment`: "none", "half_turn", "flips" (and half
+    turns) or "d4" (flips and right-angle turns).
     """
 
     epochs: int = 20
@@ -106,16 +106,15 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _moving_average(decay: float) -> Callable:
-    """Exponential moving average that starts short, so that a run of few steps is not held to its random start."""
-
-    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
-        for old, new in zip(averaged, current, strict=True):
-            # counters are not averaged
-            old.lerp_(new, share) if old.is_floating_point() else old.copy_(new)
-
-    return torch.no_grad()(update)
+@torch.no_grad()
+def _follow(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the present ones. The average starts short, so that a run of few steps is not
+    held to its random start. By state dict, which leaves out what a steerable network derives from its weights."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    present = model.state_dict()
+    for name, value in averaged.state_dict().items():
+        # counters are not averaged
+        value.lerp_(present[name], share) if value.is_floating_point() else value.copy_(present[name])
 
 
 def train(
@@ -140,7 +139,7 @@ def train(
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(settings.ema), use_buffers=True)
+    averaged = copy.deepcopy(model)
     data = tuple(part.to(fabric.device) for part in training)
     steps = settings.epochs * -(-len(data[0]) // settings.batch_size)
     scheduler = LambdaLR(optimizer, lambda step: _schedule(step, steps, settings.warmup))
@@ -149,7 +148,7 @@ def train(
     with tqdm(total=settings.epochs * len(data[0]), desc="train", unit="image", disable=None) as bar:
         for epoch in range(1, settings.epochs + 1):
             loss = _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, generator, bar)
-            logits = predict_logits(averaged.module.train(), validation[0], settings.batch_size)
+            logits = predict_logits(averaged.train(), validation[0], settings.batch_size)
             row = {
                 "epoch": epoch,
                 "train_loss": loss,
@@ -161,7 +160,7 @@ def train(
             history.append(row)
             bar.set_postfix(val_score=f"{row['val_score']:.4f}")
             if not best or row["val_score"] > best["val_score"]:
-                best, best_state = row, copy.deepcopy(averaged.module.train().state_dict())
+                best, best_state = row, copy.deepcopy(averaged.state_dict())
     seconds = time.perf_counter() - start
     model.train().load_state_dict(best_state)
     return Trained(
@@ -198,7 +197,7 @@ def _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, gene
         fabric.clip_gradients(network, optimizer, max_norm=5.0)
         optimizer.step()
         scheduler.step()
-        averaged.update_parameters(network.module)
+        _follow(averaged, network.module, settings.ema, scheduler.last_epoch)
         total += loss.detach() * len(rows)
         bar.update(len(rows))
     return float(total) / len(images)

@@ -11,7 +11,7 @@ class SmallCNN(nn.Module):
     """Four stages of 3x3 convolutions for images of 32 to about 200 pixels; about 0.2 M parameters at 40 pixels.
 
     The first stage keeps full resolution. The last map is read in three ways: its mean (how much overall), its maximum
-    (the strongest anomaly anywhere), and a coarse map of where things are, since a lens sits in the middle of its image.
+    (the strongest anomaly anywhere), and a coarse map of where things are, since a lens sits in mid-image.
     """
 
     def __init__(
