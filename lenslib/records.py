@@ -132,13 +132,14 @@ def load_run(folder: str | Path) -> Run:
     return Run(Path(folder), record)
 
 
-def load_runs(results: str | Path) -> list[Run]:
+def load_runs(results: str | Path, whole: bool = True) -> list[Run]:
     """All runs under a `results` folder, in the order of their paths.
 
-    A folder that holds predictions or a notebook but no record has lost it: that is an InputError, not a smaller list.
+    With `whole`, a folder that holds predictions or a notebook but no record has lost it: an InputError, not a smaller
+    list. Without, it is passed over: while other runs are at work, it is one that is being written.
     """
     pattern = "*/*/*/*/seed*/"
-    files = ("record.json", "predictions.npz", "notebook.ipynb")
+    files = ("record.json", "predictions.npz", "notebook.ipynb") if whole else ("record.json",)
     folders = {path.parent for name in files for path in Path(results).glob(pattern + name)}
     return [load_run(folder) for folder in sorted(folders)]
 
@@ -160,7 +161,7 @@ class Records:
 
     @cached_property
     def runs(self) -> list[Run]:
-        return [run for run in load_runs(self.results) if run.profile in self.profiles]
+        return [run for run in load_runs(self.results, whole=False) if run.profile in self.profiles]
 
     def lookup(self, key: str) -> float | int | str:
         """The value of `task.recipe.model.field[.part]`.
