@@ -88,7 +88,7 @@ def record_run(
     metrics = classification_metrics(test.labels, scores, test.classes)
     metrics["val_macro_auc"] = trained.best["val_score"]
     metrics["best_epoch"] = trained.best["epoch"]
-    metrics["parameters"] = sum(parameter.numel() for parameter in trained.model.parameters())
+    metrics["weight_count"] = sum(parameter.numel() for parameter in trained.model.parameters())
     metrics["test_images_per_second"] = test_rate
     name = training.recipe.name
     return write_run(
