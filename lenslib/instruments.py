@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from lenslib.priors import Strict, prior
 
@@ -51,14 +51,22 @@ class PSF(Strict):
 
 
 def convolve(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
-    """Images [n, h, w] blurred by the sum of separable kernels (see `PSF.profiles`)."""
+    """Images [n, h, w] blurred by the sum of separable kernels (see `PSF.profiles`).
+
+    By shifting and adding, which compilers fuse: on a processor many times faster than a convolution of one channel.
+    """
     blurred = torch.zeros_like(images)
     for fraction, kernel in profiles:
-        row = images.new_tensor(kernel).view(1, 1, 1, -1)
         half = len(kernel) // 2
-        padded = pad(images[:, None], (half, half, half, half), mode="replicate")
-        blurred = blurred + fraction * conv2d(conv2d(padded, row), row.mT)[:, 0]
+        padded = pad(images[:, None], (half, half, half, half), mode="replicate")[:, 0]
+        across = _blur(padded, kernel, -1)
+        blurred = blurred + fraction * _blur(across, kernel, -2)
     return blurred
+
+
+def _blur(padded: Tensor, kernel: list[float], dim: int) -> Tensor:
+    size = padded.shape[dim] - len(kernel) + 1
+    return sum(weight * padded.narrow(dim, shift, size) for shift, weight in enumerate(kernel))
 
 
 class NoNoise(Strict):

@@ -59,17 +59,17 @@ def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] 
 
     `params` as in `Batch.params`, `points` as in `Batch.substructure`; the point-spread function is applied.
     """
-    return _render(recipe, params, points, _scene, point_mass_deflection)
+    return _render(recipe, params, points, _scene, point_mass_deflection, convolve)
 
 
-def _render(recipe, params, points, scene, deflection) -> Tensor:
+def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
     some, instrument = params["lens_theta_E"], recipe.instrument
     x, y = _grid(instrument.pixels, instrument.pixel_scale, some.device, some.dtype)
     alpha = (
         deflection(points["x"], points["y"], points["theta_E"], x, y) if points else torch.zeros(2, 1, 1, 1).to(some)
     )
     light = scene(params, *alpha, x, y, recipe.lens.profile) * instrument.pixel_scale**2
-    return convolve(light, instrument.psf.profiles(instrument.pixel_scale))
+    return blur(light, instrument.psf.profiles(instrument.pixel_scale))
 
 
 def _scene(params, extra_x, extra_y, x, y, profile) -> Tensor:
@@ -82,10 +82,11 @@ _grid = lru_cache(pixel_grid)
 
 @lru_cache
 def _kernels(device: str):
-    """The two costly functions, compiled where a compiler is at hand."""
+    """The costly functions, compiled where a compiler is at hand."""
+    costly = _scene, point_mass_deflection, convolve
     if device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++"):
-        return torch.compile(_scene, dynamic=False), torch.compile(point_mass_deflection, dynamic=False)
-    return _scene, point_mass_deflection
+        return tuple(torch.compile(function, dynamic=False) for function in costly)
+    return costly
 
 
 def sample(recipe, count, seed=0, start=0, device="cpu", noise=True, progress=False) -> Batch:
