@@ -59,7 +59,7 @@ def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] 
 
     `params` as in `Batch.params`, `points` as in `Batch.substructure`; the point-spread function is applied.
     """
-    return _render(recipe, params, points, _scene, point_mass_deflection, convolve)
+    return _render(recipe, params, points, *EAGER)
 
 
 def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
@@ -77,16 +77,16 @@ def _scene(params, extra_x, extra_y, x, y, profile) -> Tensor:
     return sersic(params, x - alpha_x - extra_x, y - alpha_y - extra_y)
 
 
+EAGER = _scene, point_mass_deflection, convolve
 _grid = lru_cache(pixel_grid)
 
 
 @lru_cache
 def _kernels(device: str):
     """The costly functions, compiled where a compiler is at hand."""
-    costly = _scene, point_mass_deflection, convolve
     if device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++"):
-        return tuple(torch.compile(function, dynamic=False) for function in costly)
-    return costly
+        return tuple(torch.compile(function, dynamic=False) for function in EAGER)
+    return EAGER
 
 
 def sample(recipe, count, seed=0, start=0, device="cpu", noise=True, progress=False) -> Batch:

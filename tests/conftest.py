@@ -13,7 +13,7 @@ def compiled_kernels():
     """Every test in this process renders uncompiled; the value is what `compiled_renderer` puts back."""
     compiled = simulate._kernels
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate, "_kernels", lambda device: (simulate._scene, simulate.point_mass_deflection))
+        patch.setattr(simulate, "_kernels", lambda device: simulate.EAGER)
         yield compiled
 
 
