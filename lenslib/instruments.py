@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,16 +23,26 @@ class Gaussian(Strict):
 
 
 class PSF(Strict):
-    """A sum of circular Gaussians, each cut at `truncation` standard deviations and normalised to one.
+    """A sum of circular Gaussians, each cut at `truncation` standard deviations, or an Airy disc, in a square that
+    reaches `truncation` times the radius `airy` (arcsec) of its first dark ring. Normalised to one.
 
     The edge of the image is repeated outwards, as lenstronomy's Gaussian convolution does.
     """
 
-    gaussians: tuple[Gaussian, ...] = Field(min_length=1)
+    gaussians: tuple[Gaussian, ...] | None = Field(None, min_length=1)
+    airy: float | None = Field(None, gt=0)
     truncation: float = Field(5.0, gt=0)
 
+    @model_validator(mode="after")
+    def _one_form(self):
+        if (self.gaussians is None) == (self.airy is None):
+            raise ValueError("give exactly one of gaussians and airy")
+        return self
+
     def profiles(self, pixel_scale: float) -> list[tuple[float, list[float]]]:
-        """Fraction and one-dimensional kernel of each Gaussian, sampled at pixel centres."""
+        """Weights and one-dimensional kernels, sampled at pixel centres, whose outer squares add up to the kernel."""
+        if self.airy is not None:
+            return _separated(self._airy_disc(pixel_scale))
         total = sum(part.fraction for part in self.gaussians)
         kernels = []
         for part in self.gaussians:
@@ -42,12 +52,28 @@ class PSF(Strict):
             kernels.append((part.fraction / total, (kernel / kernel.sum()).tolist()))
         return kernels
 
+    def _airy_disc(self, pixel_scale: float) -> np.ndarray:
+        from scipy.special import j1, jn_zeros
+
+        half = int(self.truncation * self.airy / pixel_scale + 0.5)
+        axis = np.arange(-half, half + 1) * pixel_scale / self.airy * jn_zeros(1, 1)
+        radius = np.hypot(axis[:, None], axis).clip(min=1e-9)
+        disc = (2 * j1(radius) / radius) ** 2
+        return disc / disc.sum()
+
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
         profiles = self.profiles(pixel_scale)
         half = max(len(kernel) for _, kernel in profiles) // 2
         padded = [(fraction, np.pad(kernel, half - len(kernel) // 2)) for fraction, kernel in profiles]
         return sum(fraction * np.outer(kernel, kernel) for fraction, kernel in padded)
+
+
+def _separated(kernel: np.ndarray) -> list[tuple[float, list[float]]]:
+    """A symmetric kernel as a sum of separable ones: its eigenvectors, but for those of a millionth or less."""
+    weights, vectors = np.linalg.eigh(kernel)
+    kept = np.abs(weights) > 1e-6 * np.abs(weights).max()
+    return [(float(weight), vector.tolist()) for weight, vector in zip(weights[kept], vectors.T[kept], strict=True)]
 
 
 def convolve(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
@@ -84,66 +110,80 @@ class NoNoise(Strict):
         return images
 
 
-class DeepLenseNoise(Strict):
-    """Noise of DeepLenseSim's simple_sim: Gaussian photon and background noise, times the exposure time, clipped at
-    zero, and then (`poisson_again`) Poisson noise on top of what is noisy already."""
+class Exposure(Strict):
+    """Photons collected for `exposure_time` seconds over a background of deviation `background_rms` a pixel.
 
-    kind: Literal["deeplense"]
-    background_rms: prior(low=0)
-    exposure_time: prior(low=1e-9)
-    poisson_again: bool = True
-
-    def draw(self, stream, n):
-        return {name: getattr(self, name).draw(stream(name), n) for name in ("background_rms", "exposure_time")}
-
-    def scale(self, images, params):
-        return None
-
-    def add(self, images, params, source):
-        background, time = (params[name][:, None, None] for name in ("background_rms", "exposure_time"))
-        # one draw of the summed variance is the same as one draw of each
-        noisy = images + torch.sqrt(images.abs() / time + background**2) * source.normal(images.shape)
-        counts = (noisy * time).clamp(min=0) if self.poisson_again else noisy * time
-        return source.poisson(counts) if self.poisson_again else counts
-
-
-class PhotonNoise(Strict):
-    """Poisson noise of the photons (electrons/s times seconds, gain 1) and Gaussian background, in electrons/s.
-
-    The scene's amplitude is set so that its brightest pixel has signal-to-noise `peak_snr`:
+    Where `peak_snr` is given, the scene's amplitude is set so that its brightest pixel has this signal-to-noise:
     I^2 = peak_snr^2 (background_rms^2 + I / exposure_time).
     """
 
-    kind: Literal["photon"]
     background_rms: prior(low=0)
     exposure_time: prior(low=1e-9)
-    peak_snr: prior(low=1e-3)
+    peak_snr: prior(low=1e-3) | None = None
 
     def draw(self, stream, n):
         names = ("background_rms", "exposure_time", "peak_snr")
-        return {name: getattr(self, name).draw(stream(name), n) for name in names}
+        return {name: getattr(self, name).draw(stream(name), n) for name in names if getattr(self, name)}
 
-    def scale(self, images, params):
-        """Factor [n] that brings noise-free images [n, h, w] to their peak signal-to-noise."""
+    def scale(self, images: Tensor, params: dict[str, Tensor]) -> Tensor | None:
+        """Factor [n] that brings noise-free images [n, h, w] to their peak signal-to-noise; None if none is set."""
+        if self.peak_snr is None:
+            return None
         background, time, snr = params["background_rms"], params["exposure_time"], params["peak_snr"]
         peak = (snr**2 / time + torch.sqrt(snr**4 / time**2 + 4 * snr**2 * background**2)) / 2
         return peak / images.amax((1, 2))
 
     def add(self, images, params, source):
         background, time = (params[name][:, None, None] for name in ("background_rms", "exposure_time"))
+        return self.expose(images, background, time, source)
+
+
+class DeepLenseNoise(Exposure):
+    """Noise of DeepLenseSim's simple_sim: Gaussian photon and background noise, times the exposure time, clipped at
+    zero, and then (`poisson_again`) Poisson noise on top of what is noisy already."""
+
+    kind: Literal["deeplense"]
+    poisson_again: bool = True
+
+    def expose(self, images, background, time, source):
+        # one draw of the summed variance is the same as one draw of each
+        noisy = images + torch.sqrt(images.abs() / time + background**2) * source.normal(images.shape)
+        counts = (noisy * time).clamp(min=0) if self.poisson_again else noisy * time
+        return source.poisson(counts) if self.poisson_again else counts
+
+
+class PhotonNoise(Exposure):
+    """Poisson noise of the photons (electrons/s times seconds, gain 1) and Gaussian background, in electrons/s."""
+
+    kind: Literal["photon"]
+
+    def expose(self, images, background, time, source):
         photons = source.poisson(images.clamp(min=0) * time) / time
         return photons + background * source.normal(images.shape)
 
 
-Noise = Annotated[NoNoise | DeepLenseNoise | PhotonNoise, Field(discriminator="kind")]
+class SkyNoise(Exposure):
+    """Poisson noise of scene and sky together, the mean sky then taken away (PyAutoLens' simulator): the sky of
+    background_rms^2 exposure_time electrons/s a pixel has the deviation `background_rms`."""
+
+    kind: Literal["sky"]
+
+    def expose(self, images, background, time, source):
+        sky = background**2 * time
+        return source.poisson((images.clamp(min=0) + sky) * time) / time - sky
+
+
+Noise = Annotated[NoNoise | DeepLenseNoise | PhotonNoise | SkyNoise, Field(discriminator="kind")]
 
 
 class Instrument(Strict):
-    """Pixels, point-spread function and noise."""
+    """Pixels (of `pixel_scale` arcsec), point-spread function and noise. A source of magnitude `zero_point` sends one
+    count a second."""
 
     name: str
     pixels: int = Field(ge=8, le=4096)
     pixel_scale: float = Field(gt=0)
+    zero_point: float | None = None
     psf: PSF
     noise: Noise
 
@@ -158,7 +198,39 @@ class NumpyNoise:
         return torch.from_numpy(self.rng.standard_normal(tuple(shape), dtype=np.float32))
 
     def poisson(self, rate: Tensor) -> Tensor:
-        return torch.from_numpy(self.rng.poisson(rate.numpy()).astype(np.float32))
+        counts = np.zeros(rate.shape, np.float32)
+        # image by image, so that all that is at work stays in the cache
+        for given, drawn in zip(rate.numpy().reshape(len(rate), -1), counts.reshape(len(rate), -1), strict=True):
+            large, small = np.flatnonzero(given >= 10), np.flatnonzero((given > 0) & (given < 10))
+            drawn[large] = _poisson_by_rejection(self.rng, given[large])
+            drawn[small] = self.rng.poisson(given[small])
+        return torch.from_numpy(counts)
+
+
+def _poisson_by_rejection(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
+    """Poisson numbers (float32) for rates of at least 10, by Hormann's transformed rejection (1993, Insurance: Math.
+    Econ. 12, 39, algorithm PTRS), whole arrays at a time: numpy's own, number by number, takes three times as long.
+
+    A first try is drawn for all. Most pass the quick test; the others take the full one, and who fails that starts
+    afresh, which numpy's generator does as well.
+    """
+    from scipy.special import gammaln
+
+    b = np.float32(0.931) + np.float32(2.53) * np.sqrt(rate)
+    a = np.float32(0.02483) * b - np.float32(0.059)
+    u, v = rng.random(rate.shape, np.float32) - np.float32(0.5), rng.random(rate.shape, np.float32)
+    edge = np.float32(0.5) - np.abs(u)
+    counts = np.floor((2 * a / edge + b) * u + rate + np.float32(0.43))
+    quick = (edge >= np.float32(0.07)) & (v <= np.float32(0.9277) - np.float32(3.6224) / (b - 2))
+    rest = np.flatnonzero(~quick)
+    rate_, a, b, v, edge, tried = (values[rest].astype(float) for values in (rate, a, b, v, edge, counts))
+    with np.errstate(divide="ignore", invalid="ignore"):  # v or edge can be 0, tried below 0: refused all the same
+        height = np.log(v * (1.1239 + 1.1328 / (b - 3.4)) / (a / edge**2 + b))
+        passed = height <= tried * np.log(rate_) - rate_ - gammaln(tried + 1)
+    passed &= (tried >= 0) & (edge > 0) & ((edge >= 0.013) | (v <= edge))
+    again = rest[~passed]
+    counts[again] = rng.poisson(rate[again])
+    return counts
 
 
 class TorchNoise:

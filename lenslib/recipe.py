@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from lenslib.errors import InputError, unknown
 from lenslib.instruments import Instrument
 from lenslib.priors import Ellipticity, Position, Shear, Strict, prior
+from lenslib.sources import sersic_flux
 from lenslib.substructure import Cosmology, Population, smooth_theta_E
 
 # images of one class in a chunk; a chunk is the unit that is drawn and rendered with one fixed shape
@@ -40,23 +41,46 @@ class Lens(Strict):
         return self
 
 
-class Source(Strict):
-    """The lensed galaxy: an elliptical Sersic profile (lengths in arcsec, `amp` at the half-light radius)."""
+class Galaxy(Strict):
+    """A galaxy's light: an elliptical Sersic profile, lengths in arcsec. `amp` is its brightness at the half-light
+    radius (flux an arcsec^2); with `magnitude` instead, that follows from the instrument's zero point."""
 
     profile: Literal["sersic"] = "sersic"
-    amp: prior(low=0) = Field(default={"value": 1.0}, validate_default=True)
+    amp: prior(low=0) | None = None
+    magnitude: prior() | None = None
     R_sersic: prior(low=1e-4)
     n_sersic: prior(0.3, 10)
     ellipticity: Ellipticity
     center: Position
 
+    @model_validator(mode="after")
+    def _one_brightness(self):
+        if self.amp is not None and self.magnitude is not None:
+            raise ValueError("give one of amp and magnitude (neither: amp 1)")
+        return self
+
+    def draw(self, stream, n: int, prefix: str, own: str, zero_point: float | None) -> dict[str, np.ndarray]:
+        """Parameters [n]; names of the profile begin with `own`, those of place and shape with `prefix`."""
+        amp = self.amp.draw(stream(own + "amp"), n) if self.amp is not None else np.ones(n)
+        drawn = {f"{own}amp": amp}
+        drawn |= {own + name: getattr(self, name).draw(stream(own + name), n) for name in ("R_sersic", "n_sersic")}
+        if self.magnitude is not None:
+            flux = 10 ** (-0.4 * (self.magnitude.draw(stream(own + "magnitude"), n) - zero_point))
+            drawn[f"{own}amp"] = flux / sersic_flux(drawn[f"{own}R_sersic"], drawn[f"{own}n_sersic"])
+        drawn[f"{prefix}e1"], drawn[f"{prefix}e2"] = self.ellipticity.draw(stream, n, prefix)
+        center = self.center.draw(stream, n, f"{prefix}center_")
+        return drawn | {f"{prefix}center_x": center[0], f"{prefix}center_y": center[1]}
+
 
 class Substructure(Strict):
-    """Dark substructure by class. `mass_fraction` is its share of the mass within the Einstein radius;
-    `conserve_mass` takes what lies within out of the smooth lens, so that no class is heavier than another."""
+    """Dark substructure by class. `mass_fraction` is its share of the mass within the Einstein radius.
+
+    `conserve_mass` takes out of the smooth lens what the substructure holds within the Einstein radius
+    (`within_theta_E`), so that no class is heavier than another, or all that it holds (`total`).
+    """
 
     mass_fraction: prior(0, 0.5) | None = None
-    conserve_mass: bool = False
+    conserve_mass: Literal["none", "total", "within_theta_E"] = "none"
     populations: dict[str, Population]
 
 
@@ -70,7 +94,8 @@ class Recipe(Strict):
     cosmology: Cosmology
     lens: Lens
     shear: Shear
-    source: Source
+    source: Galaxy
+    lens_light: Galaxy | None = None
     substructure: Substructure
     instrument: Instrument
 
@@ -80,9 +105,12 @@ class Recipe(Strict):
         if stray:
             raise ValueError(f"substructure.populations names {sorted(stray)}, which are not among the classes")
         for name, population in self.substructure.populations.items():
-            fractional = population.mass is None or getattr(population.mass, "low_fraction", None) is not None
-            if fractional and self.substructure.mass_fraction is None:
+            if population.needs_fraction and self.substructure.mass_fraction is None:
                 raise ValueError(f"substructure.mass_fraction is missing, and the population '{name}' needs it")
+        for name in ("source", "lens_light"):
+            galaxy = getattr(self, name)
+            if galaxy is not None and galaxy.magnitude is not None and self.instrument.zero_point is None:
+                raise ValueError(f"{name}.magnitude needs instrument.zero_point")
         return self
 
     @property
@@ -117,12 +145,16 @@ class Recipe(Strict):
             points[name] = {"x": x[mine], "y": y[mine], "mass": mass[mine]}
             params["mass_fraction"][mine] = mass[mine].sum(1) / params["theta_E"][mine] ** 2
             params |= {key: np.where(mine, value, np.nan) for key, value in drawn.items()}
-            if self.substructure.conserve_mass:
-                self._take_out(params, mine, points[name])
+            self._take_out(params, mine, points[name])
+        scale = self.cosmology.deflection_scale
+        for name in ("theta_E", "lens_theta_E", "gamma1", "gamma2"):
+            params[name] *= scale
+        for part in points.values():
+            part["mass"] *= scale
         return labels, params, points
 
     def _draw_smooth(self, stream, n: int) -> dict[str, np.ndarray]:
-        lens, source, params = self.lens, self.source, {}
+        lens, params = self.lens, {}
         if lens.theta_E is not None:
             params["theta_E"] = lens.theta_E.draw(stream("theta_E"), n)
         else:
@@ -132,14 +164,18 @@ class Recipe(Strict):
         params["lens_e1"], params["lens_e2"] = lens.ellipticity.draw(stream, n, "lens_")
         params["lens_center_x"], params["lens_center_y"] = lens.center.draw(stream, n, "lens_center_")
         params["gamma1"], params["gamma2"] = self.shear.draw(stream, n, "shear_")
-        for name in ("amp", "R_sersic", "n_sersic"):
-            params[name] = getattr(source, name).draw(stream(name), n)
-        params["source_e1"], params["source_e2"] = source.ellipticity.draw(stream, n, "source_")
-        params["source_center_x"], params["source_center_y"] = source.center.draw(stream, n, "source_center_")
+        params |= self.source.draw(stream, n, "source_", "", self.instrument.zero_point)
+        if self.lens_light is not None:
+            params |= self.lens_light.draw(stream, n, "lens_light_", "lens_light_", self.instrument.zero_point)
         return params | self.instrument.noise.draw(stream, n)
 
-    @staticmethod
-    def _take_out(params, mine, points) -> None:
+    def _take_out(self, params, mine, points) -> None:
+        if self.substructure.conserve_mass == "none":
+            return
+        if self.substructure.conserve_mass == "total":
+            # an isothermal lens of mass M has theta_E as the point mass M has: proportional to the root of M
+            params["lens_theta_E"][mine] *= np.sqrt(1 - points["mass"].sum(1) / params["theta_E"][mine] ** 2)
+            return
         lens = [params[name][mine] for name in ("theta_E", "gamma", "lens_e1", "lens_e2")]
         center = params["lens_center_x"][mine], params["lens_center_y"][mine]
         params["lens_theta_E"][mine] = smooth_theta_E(*lens, center, points["x"], points["y"], points["mass"])

@@ -107,7 +107,7 @@ def _find(recipe: Recipe, place: str):
 def _is_moot(recipe: Recipe, name: str) -> bool:
     """Whether something else decides: an sie its slope, the signal-to-noise the brightness, the mass the number."""
     fractional = name == "subhalo_count" and recipe.substructure.mass_fraction is not None
-    bright = name == "amp" and hasattr(recipe.instrument.noise, "peak_snr")
+    bright = name == "amp" and getattr(recipe.instrument.noise, "peak_snr", None) is not None
     return fractional or bright or (name == "gamma" and recipe.lens.profile == "sie")
 
 
@@ -142,6 +142,8 @@ def default_scene(recipe: Recipe, label: str, seed: int = 0) -> dict[str, float]
     labels, params, _ = recipe.draw(seed, 0)
     image = _first(recipe, labels, label)
     drawn = {_PSF: 1.0} | {name: float(value[image]) for name, value in params.items()}
+    for name in ("theta_E", "gamma1", "gamma2"):
+        drawn[name] /= recipe.cosmology.deflection_scale  # as the recipe states it
     drawn["vortex_mass"] = drawn["mass_fraction"] * drawn["theta_E"] ** 2 / recipe.cosmology.theta_E_squared(1.0)
     values = {}
     for name, dial in dials(recipe).items():
@@ -175,7 +177,10 @@ def pinned(recipe: Recipe, values: dict[str, float]) -> Recipe:
             if isinstance(pair := _find(recipe, place), Pair):
                 changes |= {f"{place.rsplit('.', 1)[0]}.{polar}": None for polar in list(type(pair).model_fields)[2:]}
     psf, factor = recipe.instrument.psf.model_dump(), float(values[_PSF])
-    changes["instrument.psf.gaussians"] = [part | {"fwhm": part["fwhm"] * factor} for part in psf["gaussians"]]
+    if psf["airy"] is not None:
+        changes["instrument.psf.airy"] = psf["airy"] * factor
+    else:
+        changes["instrument.psf.gaussians"] = [part | {"fwhm": part["fwhm"] * factor} for part in psf["gaussians"]]
     return parse_recipe(recipe.to_yaml(), recipe.name, changes)
 
 

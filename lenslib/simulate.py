@@ -53,6 +53,12 @@ class Batch:
 
         return lenstronomy_scene(self, i)
 
+    def to_autolens(self, i: int):
+        """Image i's lens and source as a PyAutoLens `Tracer` (see `lenslib.interop.autolens_tracer`)."""
+        from lenslib.interop import autolens_scene
+
+        return autolens_scene(self, i)
+
 
 def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] | None = None) -> Tensor:
     """Noise-free images [n, h, w] of scenes: differentiable, on the device and in the precision of `params`.
@@ -74,9 +80,11 @@ def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
 
 def _scene(params, extra_x, extra_y, x, y, profile) -> Tensor:
     alpha_x, alpha_y = macro_deflection(params, x, y, profile)
-    return sersic(params, x - alpha_x - extra_x, y - alpha_y - extra_y)
+    light = sersic(params, x - alpha_x - extra_x, y - alpha_y - extra_y)
+    return light + sersic(params, x, y, "lens_light") if "lens_light_amp" in params else light
 
 
+_AMPLITUDES = {"amp", "lens_light_amp"}
 EAGER = _scene, point_mass_deflection, convolve
 _grid = lru_cache(pixel_grid)
 
@@ -147,19 +155,21 @@ def _chunk(recipe: Recipe, seed: int, chunk: int, device: str, noise: bool) -> B
             for key, value in points.items():
                 substructure[key][mine, : value.shape[1]] = value
         images[mine, 0] = _expose_to_scale(recipe, scenes, points, device)
-        params["amp"][mine] = scenes["amp"]
+        for key in _AMPLITUDES & params.keys():
+            params[key][mine] = scenes[key]
     if noise:
         _add_noise(recipe, images, params, classes, [seed, chunk], device)
     return Batch(images, torch.as_tensor(labels, device=device), params, substructure, recipe)
 
 
 def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
-    """Noise-free images of one class; `scenes["amp"]` is set where the instrument fixes the signal-to-noise."""
+    """Noise-free images of one class; its amplitudes are set where the instrument fixes the signal-to-noise."""
     images = _render(recipe, scenes, points, *_kernels(device))
     factor = recipe.instrument.noise.scale(images, scenes)
     if factor is None:
         return images
-    scenes["amp"] = scenes["amp"] * factor
+    for key in _AMPLITUDES & scenes.keys():
+        scenes[key] = scenes[key] * factor
     return images * factor[:, None, None]
 
 

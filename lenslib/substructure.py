@@ -26,12 +26,23 @@ class Cosmology(Strict):
     z_lens: float = Field(gt=0)
     z_source: float = Field(gt=0)
     distances: Literal["angular_diameter", "luminosity"] = "angular_diameter"
+    z_source_convention: float | None = None
 
     @model_validator(mode="after")
     def _order(self):
-        if self.z_source <= self.z_lens:
+        if min(self.z_source, self.z_source_convention or self.z_source) <= self.z_lens:
             raise ValueError("z_source must be above z_lens")
         return self
+
+    @property
+    def deflection_scale(self) -> float:
+        """What the recipe's deflections are multiplied by: 1, unless they are stated for a source at
+        `z_source_convention`, as in lenstronomy's multi-plane mode."""
+        return (
+            1.0
+            if self.z_source_convention is None
+            else _distance_ratio(self) / _distance_ratio(self.model_copy(update={"z_source": self.z_source_convention}))
+        )
 
     def theta_E_squared(self, mass):
         """Squared Einstein radius in arcsec^2 of a point mass in solar masses (any shape)."""
@@ -54,6 +65,21 @@ def _theta_E_squared_per_mass(cosmology: Cosmology) -> float:
         between = model.angular_diameter_distance_z1z2(z_lens, z_source)
     squared = 4 * constants.G * constants.M_sun / constants.c**2 * between / (lens * source)
     return float(squared.to(units.dimensionless_unscaled)) * units.rad.to(units.arcsec) ** 2
+
+
+def _distance_ratio(cosmology: Cosmology) -> float:
+    """D_ls / D_s."""
+    from astropy.cosmology import FlatLambdaCDM
+
+    model = FlatLambdaCDM(H0=cosmology.H0, Om0=cosmology.Om0, Ob0=cosmology.Ob0)
+    between = model.angular_diameter_distance_z1z2(cosmology.z_lens, cosmology.z_source)
+    return float(between / model.angular_diameter_distance(cosmology.z_source))
+
+
+class EqualMass(Strict):
+    """All subhalos of a lens have the same mass: their share of the substructure's mass fraction."""
+
+    equal: Literal[True]
 
 
 class PowerLaw(Strict):
@@ -86,21 +112,41 @@ class PowerLaw(Strict):
 class Subhalos(Strict):
     """Point masses with a power-law mass function, each placed independently.
 
-    With masses in solar masses there are exactly `count`. With fractional masses, subhalos are drawn until they hold
-    the mass fraction (the last one is cut to fit) and `count` is the most there can be.
+    With equal masses or masses in solar masses there are exactly `count`, or, with `poisson`, a Poisson number of mean
+    `count`. With fractional masses, subhalos are drawn until they hold the mass fraction (the last one is cut to fit)
+    and `count` is the most there can be.
     """
 
     kind: Literal["subhalos"]
     count: int = Field(gt=0, le=2000)
-    mass: PowerLaw
+    poisson: bool = False
+    mass: PowerLaw | EqualMass
     position: Position
 
+    @model_validator(mode="after")
+    def _countable(self):
+        if self.poisson and self.needs_fraction and isinstance(self.mass, PowerLaw):
+            raise ValueError("poisson is for equal masses and masses in solar masses")
+        return self
+
+    @property
+    def needs_fraction(self) -> bool:
+        return isinstance(self.mass, EqualMass) or self.mass.low_fraction is not None
+
     def draw(self, stream, n, cosmology, theta_E, mass_fraction):
-        shape = (n, self.count)
+        # 8 standard deviations above the mean
+        most = self.count + int(8 * np.sqrt(self.count)) + 1 if self.poisson else self.count
+        shape, there = (n, most), np.ones((n, most))
+        if self.poisson:
+            number = stream("subhalo_count").poisson(self.count, n).clip(max=most)
+            there = (np.arange(most) < number[:, None]).astype(float)
         x, y = self.position.draw(stream, shape, "subhalo_")
+        if isinstance(self.mass, EqualMass):
+            share = mass_fraction * theta_E**2 / there.sum(1).clip(min=1)
+            return x, y, there * share[:, None], {}
         u = stream("subhalo_mass").random(shape)
         if self.mass.low is not None:
-            return x, y, cosmology.theta_E_squared(self.mass.draw(u, self.mass.low, self.mass.high)), {}
+            return x, y, there * cosmology.theta_E_squared(self.mass.draw(u, self.mass.low, self.mass.high)), {}
         total = mass_fraction[:, None]
         high = self.mass.high_of_total * np.maximum(total, 1e-12)  # so that no mass at all is a number too
         low = np.minimum(self.mass.low_fraction, 0.5 * high)
@@ -125,6 +171,10 @@ class Vortex(Strict):
     axion_mass: prior(low=1e-26) | None = None
     center: Position
     angle: prior()
+
+    @property
+    def needs_fraction(self) -> bool:
+        return self.mass is None
 
     @model_validator(mode="after")
     def _one_length(self):

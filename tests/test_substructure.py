@@ -4,13 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+from astropy.cosmology import FlatLambdaCDM
 from caustics.lenses.func import convergence_epl
 from scipy import stats
 from scipy.integrate import quad
 from torch import as_tensor
 
 from lenslib.recipe import _stream, load_recipe
-from lenslib.substructure import Cosmology, PowerLaw
+from lenslib.substructure import Cosmology, PowerLaw, Subhalos
 
 # 4 G M_sun / c^2 in km (twice the Schwarzschild radius; IAU nominal values) and the parsec in km
 FOUR_GM_SUN = 4 * 1.32712440018e11 / 299792.458**2
@@ -161,3 +162,57 @@ def test_no_class_of_matched_hst_is_heavier(name):
     if name == "vortex":
         # the law above would hold for no substructure, too
         assert (params["lens_theta_E"][mine] < params["theta_E"][mine]).mean() > 0.9
+
+
+class OldCosmology(FlatLambdaCDM):
+    """Between two redshifts, as lenstronomy 1.14 asks for it and astropy 7.2 does not."""
+
+    def angular_diameter_distance(self, z, z2=None):
+        return super().angular_diameter_distance(z) if z2 is None else self.angular_diameter_distance_z1z2(z, z2)
+
+
+def test_angles_of_another_source_convention_are_lenstronomys():
+    from lenstronomy.LensModel.lens_model import LensModel
+
+    cosmology = Cosmology(Ob0=0.05, z_lens=0.5, z_source=1.0, z_source_convention=2.5)
+    keywords = [{"theta_E": 1.28, "e1": 0.1, "e2": 0.0, "center_x": 0.0, "center_y": 0.0}]
+    x, y = np.linspace(-2, 2, 9), np.linspace(0.3, 1.1, 9)
+    planes = LensModel(
+        ["SIE"],
+        multi_plane=True,
+        lens_redshift_list=[0.5],
+        z_source=1.0,
+        z_source_convention=2.5,
+        cosmo=OldCosmology(H0=70, Om0=0.3, Ob0=0.05),
+    ).alpha(x, y, keywords)
+    plane = LensModel(["SIE"]).alpha(x, y, keywords)
+    np.testing.assert_allclose(planes, cosmology.deflection_scale * np.array(plane), rtol=1e-6)
+    assert Cosmology(z_lens=0.5, z_source=1.0).deflection_scale == 1
+
+
+@pytest.mark.parametrize("mass", [{"equal": True}, {"low": 1e6, "high": 1e10, "slope": -1.9}])
+def test_a_poisson_number_of_subhalos(mass):
+    population = Subhalos(
+        kind="subhalos", count=25, poisson=True, mass=mass, position={"radius": {"uniform": [0, 1]}, "angle": 0.0}
+    )
+    streams = {}
+    stream = lambda name: streams.setdefault(name, np.random.default_rng(len(streams)))  # noqa: E731
+    cosmology = Cosmology(z_lens=0.5, z_source=1.0)
+    _, _, held, _ = population.draw(stream, 4000, cosmology, np.full(4000, 1.2), np.full(4000, 0.01))
+    number = (held > 0).sum(1)
+    assert number.mean() == pytest.approx(25, abs=5 * 5 / np.sqrt(4000))
+    assert number.var() == pytest.approx(25, rel=5 * np.sqrt(2 / 4000))
+    if "equal" in mass:
+        np.testing.assert_allclose(held.sum(1), 0.01 * 1.2**2)
+        assert all(len(np.unique(row[row > 0])) == 1 for row in held)
+
+
+@pytest.mark.parametrize("name", ["unsupervised_a", "unsupervised_b"])
+def test_total_mass_is_that_of_the_recipe(name):
+    recipe = load_recipe(name)
+    _, params, points = recipe.draw(3, 0)
+    labels = recipe.draw(3, 0)[0]
+    for label, population in enumerate(recipe.classes):
+        mine = labels == label
+        held = points[population]["mass"].sum(1) if population in points else 0
+        np.testing.assert_allclose(params["lens_theta_E"][mine] ** 2 + held, params["theta_E"][mine] ** 2)

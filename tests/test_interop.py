@@ -1,0 +1,74 @@
+"""Other simulators draw the scenes that they are handed as this library does."""
+
+import numpy as np
+import pytest
+
+from lenslib.errors import InputError
+from lenslib.interop import autolens_image, autolens_scene, autolens_tracer, lenstronomy_image
+from lenslib.recipe import load_recipe
+
+SCENES_A_CLASS = 3
+LENS_LIGHT = {
+    "amp": 5.0,
+    "R_sersic": 0.6,
+    "n_sersic": 2.5,
+    "ellipticity": {"e1": 0.1, "e2": -0.05},
+    "center": {"x": 0.05, "y": -0.1},
+}
+
+
+def _assert_alike(batch, i, draw, edge=0):
+    """Within a thousandth of the peak, `edge` pixels off the border."""
+    inner = slice(edge, batch.images.shape[-1] - edge)
+    ours = batch.images[i, 0, inner, inner].numpy()
+    np.testing.assert_allclose(draw(batch.to_lenstronomy(i))[inner, inner], ours, rtol=0, atol=1e-3 * ours.max())
+
+
+def _autolens(recipe):
+    kernel = recipe.instrument.psf.kernel(recipe.instrument.pixel_scale)
+    return lambda scene: autolens_image(scene, kernel)
+
+
+def test_noise_free_images_are_pyautolenss():
+    recipe = load_recipe("deeplense_1")
+    batch = recipe.sample(96, seed=321, noise=False)
+    for label in range(3):
+        for i in (batch.labels == label).nonzero()[:SCENES_A_CLASS, 0].tolist():
+            _assert_alike(batch, i, _autolens(recipe))
+
+
+def test_power_laws_and_light_of_the_lens_are_pyautolenss_and_lenstronomys():
+    overrides = {"instrument.pixels": 80, "classes": ["no_sub"], "substructure.populations": {}}
+    overrides["lens_light"] = LENS_LIGHT
+    recipe = load_recipe("matched_hst", overrides)
+    batch = recipe.sample(3, seed=1, noise=False)
+    # each takes the sky beyond the edge for something else, and this kernel has wings
+    edge = len(recipe.instrument.psf.kernel(recipe.instrument.pixel_scale)) // 2
+    assert edge < 30
+    for i in range(3):
+        assert batch.to_lenstronomy(i).lens_model_list[0] == "EPL"
+        _assert_alike(batch, i, _autolens(recipe), edge)
+        _assert_alike(batch, i, lenstronomy_image, edge)
+
+
+def test_a_tracer_has_the_lens_and_the_source_in_two_planes(small_recipe):
+    batch = small_recipe.sample(96, noise=False)
+    i = int((batch.labels == 1).nonzero()[0, 0])
+    lens, source = autolens_scene(batch, i).galaxies
+    assert lens.redshift < source.redshift
+    names = sorted(
+        type(profile).__name__ for profile in vars(lens).values() if hasattr(profile, "deflections_yx_2d_from")
+    )
+    assert names == ["ExternalShear", "Isothermal", *["PointMass"] * 25]
+
+
+def test_what_has_no_translation_is_named(small_recipe):
+    batch = small_recipe.sample(1, noise=False)
+    scene = batch.to_lenstronomy(0)
+    lens = {"theta_E": 1.0, "center_x": 0.0, "center_y": 0.0}
+    with pytest.raises(InputError, match="CHAMELEON"):
+        autolens_tracer(scene._replace(lens_model_list=["CHAMELEON"], kwargs_lens=[lens]))
+    with pytest.raises(InputError, match="HERNQUIST"):
+        autolens_tracer(scene._replace(light_model_list=["HERNQUIST"]))
+    with pytest.raises(InputError, match="no image 1"):
+        autolens_scene(batch, 1)
