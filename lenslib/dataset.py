@@ -2,6 +2,8 @@
 
 write_dataset(load_recipe("deeplense_1"), 12000, seed=0, folder="data/train")
 data = open_dataset("data/train")          # verified; data.images is memory-mapped
+
+A DeepLense folder (class folders of .npy files) opens too: see `lenslib.foreign`.
 """
 
 import hashlib
@@ -17,9 +19,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from tqdm import tqdm
 
 import lenslib
 from lenslib.errors import InputError
+from lenslib.foreign import FoundFiles, LazyImages, find_deeplense, read_deeplense
 from lenslib.recipe import Recipe, parse_recipe
 from lenslib.simulate import sample_chunks
 
@@ -30,13 +34,17 @@ KEYS = ("recipe", "seed", "start", "count", "library_version", "sha256")
 @dataclass(frozen=True)
 class DataSet:
     """An opened data-set folder. images: float32 [n, c, h, w], memory-mapped; labels: int64 [n]; params: one row an
-    image; digest: SHA-256 over the digests of its files; classes: names by label."""
+    image; digest: SHA-256 over the digests of its files; classes: names by label.
+
+    Of a DeepLense folder, images are read as they are asked for, a `FoundFiles` stands in for the recipe, and the seed
+    is a number from the digest: two sets of one seed are the same files.
+    """
 
     folder: Path
-    images: np.ndarray
+    images: np.ndarray | LazyImages
     labels: np.ndarray
     params: pd.DataFrame
-    recipe: Recipe
+    recipe: Recipe | FoundFiles
     seed: int
     digest: str
 
@@ -49,10 +57,10 @@ class DataSet:
 
     def prepared(self, image_size: int, rows: slice = slice(None), crop: int | None = None) -> tuple[Tensor, Tensor]:
         """Images of the given rows as networks see them (see `prepare`), and their labels."""
-        parts = [self.images[rows][first : first + 1024] for first in range(0, len(self.labels[rows]), 1024)]
-        return torch.cat([prepare(part, image_size, crop) for part in parts]), torch.from_numpy(
-            self.labels[rows].copy()
-        )
+        wanted = np.arange(len(self))[rows]
+        firsts = tqdm(range(0, len(wanted), 1024), desc="prepare images", delay=2, leave=False, disable=None)
+        parts = [prepare(self.images[wanted[first : first + 1024]], image_size, crop) for first in firsts]
+        return torch.cat(parts), torch.from_numpy(self.labels[wanted])
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -81,7 +89,7 @@ def prepare(images, image_size: int, crop: int | None = None) -> Tensor:
             raise InputError(f"crop must be {'an even' if size % 2 == 0 else 'an odd'} number below {size}, not {crop}")
         edge = (size - crop) // 2
         images = images[..., edge : edge + crop, edge : edge + crop]
-    images = torch.as_tensor(np.array(images) if isinstance(images, np.ndarray) else images, dtype=torch.float32)
+    images = torch.as_tensor(images if isinstance(images, Tensor) else np.array(images), dtype=torch.float32)
     return normalise(resize(images, image_size))
 
 
@@ -164,6 +172,7 @@ def _seal(content: dict) -> str:
 def open_dataset(folder, verify: bool = True) -> DataSet:
     """Open a data-set folder; with `verify`, every byte is checked against the recorded digests.
 
+    A folder without a dataset.json opens if it is a DeepLense one (see `lenslib.foreign.read_deeplense`).
     Raises InputError for a folder that is missing, torn or altered.
     """
     folder = Path(folder)
@@ -171,14 +180,14 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
         raise InputError(
             f"no data-set folder '{folder}': make one with `lenslib simulate RECIPE --count N --out {folder}`"
         )
+    if not (folder / "dataset.json").exists():
+        return _open_foreign(folder)
     try:
         content = json.loads((folder / "dataset.json").read_text())
         if content["seal"] != _seal(content):
             raise ValueError("altered")
         digests, recipe, seed, count = (content[key] for key in ("sha256", "recipe", "seed", "count"))
-    except FileNotFoundError:
-        raise InputError(f"'{folder}' is not a data-set folder: it has no dataset.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OSError, KeyError, TypeError, AttributeError):
         raise InputError(f"'{folder}/dataset.json' was altered or cut short: simulate the set again") from None
     for name in FILES:
         if not (folder / name).is_file():
@@ -199,3 +208,16 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
     digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
     labels = params["label"].to_numpy(np.int64)
     return DataSet(folder, images, labels, params, parse_recipe(recipe, str(folder)), seed, digest)
+
+
+def _open_foreign(folder: Path) -> DataSet:
+    if find_deeplense(folder):
+        found = read_deeplense(folder)
+        seed = int(found.digest[:8], 16)
+        return DataSet(folder, found.images, found.labels, found.params, found.recipe, seed, found.digest)
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and find_deeplense(path))
+    if inside:
+        raise InputError(f"'{folder}' holds the sets {', '.join(inside)}: name one of these folders")
+    if list(folder.glob("*.csv")) and (list(folder.glob("*.png")) or list(folder.glob("images/*.png"))):
+        raise InputError(f"'{folder}' is a CosmoSim set, without classes: read it with lenslib.cosmosim.read_cosmosim")
+    raise InputError(f"'{folder}' is not a data-set folder: it has no dataset.json and no folders of a DeepLense class")

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from lenslib.dataset import prepare
 from lenslib.errors import InputError
+from lenslib.fits_files import is_fits, read_fits
+from lenslib.foreign import split_masses
 from lenslib.models import create_model, load_weights
+from lenslib.npy_files import read_npy
 from lenslib.training import predict_logits
 
 METADATA = ("model", "recipe", "classes", "image_size", "native_size", "crop", "in_chans")
@@ -42,8 +45,12 @@ class Classifier:
     crop: int | None = None
 
     def probabilities(self, images: Tensor | np.ndarray) -> np.ndarray:
-        """Class probabilities [n, classes] of raw images [n, 1, h, w] in any units of brightness."""
-        return predict_logits(self.network, self.prepare(images)).softmax(1).numpy()
+        """Class probabilities [n, classes] of raw images [n, 1, h, w] in any units of brightness.
+
+        A part at a time, so that a data set may be larger than memory.
+        """
+        parts = (self.prepare(images[first : first + 512]) for first in range(0, len(images), 512))
+        return np.concatenate([predict_logits(self.network, part).softmax(1).numpy() for part in parts])
 
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Raw images as this network sees them."""
@@ -79,24 +86,19 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def read_images(path: str | Path, size: int) -> np.ndarray:
-    """Images [n, size, size], float32, from a .npy file of one image or of a stack of them.
+    """Images [n, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass], or from
+    the first image of a FITS file.
 
-    InputError names what is wrong with the file; nothing is unpickled.
+    InputError names what is wrong with the file; nothing in it is run.
     """
     path = Path(path)
-    if path.suffix != ".npy":
-        raise InputError(f"'{path}': only .npy images are read here")
-    try:
-        images = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"'{path}': no such file") from None
-    # a header can claim more than any memory holds
-    except (ValueError, OSError, EOFError, MemoryError) as error:
-        pickled = "allow_pickle" in str(error)
-        reason = "it holds pickled objects, which are refused" if pickled else "it is not a whole .npy file"
-        raise InputError(f"'{path}': {reason}") from None
-    if not isinstance(images, np.ndarray):
-        raise InputError(f"'{path}': it is an archive, not a whole .npy file")
+    if is_fits(path):
+        images = read_fits(path)[0]
+    elif path.suffix == ".npy":
+        images = read_npy(path)
+        images = split_masses(path, images)[0] if images.dtype == object else images
+    else:
+        raise InputError(f"'{path}': only .npy and FITS images are read here")
     if images.dtype.kind not in "fiu":
         raise InputError(f"'{path}': holds {images.dtype}, not numbers")
     if (
@@ -117,13 +119,13 @@ def read_images(path: str | Path, size: int) -> np.ndarray:
 
 
 def find_images(paths: list[str | Path]) -> list[Path]:
-    """The .npy files among `paths`, with folders searched through. InputError when there is none."""
+    """The files among `paths`, and the .npy and FITS files in their folders. InputError for a folder without any."""
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(path.rglob("*.npy"))
+            inside = sorted(file for file in path.rglob("*") if file.suffix == ".npy" or is_fits(file))
             if not inside:
-                raise InputError(f"'{path}' holds no .npy images")
+                raise InputError(f"'{path}' holds no .npy images and no FITS images")
             found += inside
         else:
             found.append(path)
