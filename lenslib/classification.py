@@ -1,7 +1,7 @@
 """One classification run, step by step: what the training notebook shows and `lenslib train` does in one go."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,14 @@ from lenslib.errors import InputError
 from lenslib.inference import Classifier, classifier_metadata
 from lenslib.metrics import classification_metrics, macro_auc
 from lenslib.models import create_model, model_info
+from lenslib.recipe import Recipe
 from lenslib.records import Run, run_folder, write_run
+from lenslib.stream import Stream
 from lenslib.training import Settings, Trained, train
 
 VALIDATION_SHARE = 0.1
+# of a stream: enough for an AUC that is worth choosing by
+LEAST_VALIDATION = 300
 
 
 def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet, DataSet]:
@@ -27,14 +31,35 @@ def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet
         raise InputError(f"'{train_data}' holds {training.recipe.name}, not {recipe}: name the folder of that recipe")
     if training.seed == test.seed:
         raise InputError(f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test would be seen")
-    for folder, data in ((train_data, training), (test_data, test)):
-        if len(np.unique(data.labels)) < 2:
-            raise InputError(f"'{folder}' holds {len(data)} images of one class: simulate a larger --count")
+    _check_classes(training, test)
     return training, test
 
 
+def open_stream(
+    recipe: Recipe, count: int, test_data, seed: int = 0, validation_seed: int = 2
+) -> tuple[Stream, DataSet]:
+    """A stream of `count` training images an epoch, and a test folder of the same recipe, verified.
+
+    InputError when they differ in recipe, or when two of the seeds for training, validation and test are one.
+    """
+    stream, test = Stream(recipe, count, seed, validation_seed=validation_seed), open_dataset(test_data)
+    if test.recipe != recipe:
+        raise InputError(f"'{test_data}' was not simulated from the recipe {recipe.name} as it is: simulate it again")
+    for purpose, other in (("training", seed), ("validation", validation_seed)):
+        if other == test.seed:
+            raise InputError(f"{purpose} and '{test_data}' have the same seed {other}: the test would be seen")
+    _check_classes(test)
+    return stream, test
+
+
+def _check_classes(*sets: DataSet) -> None:
+    for data in sets:
+        if len(np.unique(data.labels)) < 2:
+            raise InputError(f"'{data.folder}' holds {len(data)} images of one class: simulate a larger --count")
+
+
 def train_classifier(
-    data: DataSet,
+    data: DataSet | Stream,
     model: str,
     image_size: int,
     settings: Settings,
@@ -44,16 +69,31 @@ def train_classifier(
 ) -> Trained:
     """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch.
 
+    Trained on a stream, it sees `count` new images an epoch, and the epoch is chosen by images of another seed, a tenth
+    as many (at least 300).
     The network sees the central `crop` pixels (all, if None) resampled to `image_size`.
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
     network = create_model(model, len(data.classes), image_size)
+    if isinstance(data, Stream):
+        training = _fitted(data, image_size, settings, device, crop)
+        validation = training.validation(max(LEAST_VALIDATION, int(len(data) * VALIDATION_SHARE)))
+        return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
     count = min(train_count or len(data), len(data))
     held_out = max(1, int(count * VALIDATION_SHARE))
     training = data.prepared(image_size, slice(0, count - held_out), crop)
     validation = data.prepared(image_size, slice(count - held_out, count), crop)
     return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
+
+
+def _fitted(stream: Stream, image_size: int, settings: Settings, device: str, crop: int | None) -> Stream:
+    if settings.precision in ("bf16-true", "64-true"):
+        raise InputError(
+            f"precision {settings.precision} changes the numbers of the simulator at work beside the network: "
+            "train on a folder, or choose 32-true, bf16-mixed or 16-mixed"
+        )
+    return replace(stream, image_size=image_size, device=device, crop=crop)
 
 
 def classify(
@@ -64,9 +104,7 @@ def classify(
         trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1], crop
     )
     start = time.perf_counter()
-    scores = np.concatenate(
-        [classifier.probabilities(data.images[first : first + 512]) for first in range(0, len(data), 512)]
-    )
+    scores = classifier.probabilities(data.images)
     return scores, len(data) / (time.perf_counter() - start)
 
 
@@ -77,7 +115,7 @@ def record_run(
     image_size: int,
     settings: Settings,
     trained: Trained,
-    training: DataSet,
+    training: DataSet | Stream,
     test: DataSet,
     scores: np.ndarray,
     test_rate: float,
@@ -91,6 +129,9 @@ def record_run(
     metrics["weight_count"] = sum(parameter.numel() for parameter in trained.model.parameters())
     metrics["test_images_per_second"] = test_rate
     name = training.recipe.name
+    streamed = {}
+    if isinstance(training, Stream):
+        streamed = {"stream_seed": training.seed, "validation_seed": training.validation_seed}
     return write_run(
         run_folder(results, profile, "classification", name, model, settings.seed),
         profile=profile,
@@ -101,11 +142,12 @@ def record_run(
         parameters=asdict(settings)
         | {
             "image_size": image_size,
-            "crop": crop or training.images.shape[-1],
+            "crop": crop or test.images.shape[-1],
             "train_count": min(train_count or len(training), len(training)),
             "test_count": len(test),
             "classes": list(test.classes),
-        },
+        }
+        | streamed,
         metrics=metrics,
         datasets={"train": training.digest, "test": test.digest},
         seconds={"train": trained.seconds},

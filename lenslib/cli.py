@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, handler in (("recipes", _recipes), ("models", _models)):
         command(name, handler, f"list the {name}").add_argument("--json", action="store_true")
     _add_simulate(command("simulate", _simulate, "draw a data-set folder"))
-    _add_train(command("train", _train, "train a network and write its run folder"))
+    _add_train(command("train", _train, "train a network, on a folder or a stream, and write its run folder"))
     evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
     evaluate.add_argument("weights", type=Path)
     evaluate.add_argument("data", type=Path, help="data-set folder")
@@ -56,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "what ran under a results folder")
     status.add_argument("results", type=Path, nargs="?", default=Path("results"))
     status.add_argument("--json", action="store_true")
-    from lenslib.notebooks import add_parser
+    from lenslib import bench, notebooks
 
-    add_parser(commands)
+    bench.add_parser(commands, _device)
+    notebooks.add_parser(commands)
     return parser
 
 
@@ -87,7 +88,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     from lenslib.training import Settings
 
     parser.add_argument("model", help="a name (see `lenslib models`)")
-    parser.add_argument("--train", type=Path, required=True, metavar="DIR", help="data-set folder to train on")
+    parser.add_argument(
+        "--train", type=Path, required=True, metavar="DIR", help="data-set folder to train on; with --stream, a recipe"
+    )
+    parser.add_argument("--stream", type=int, metavar="COUNT", help="simulate as it trains: COUNT new images an epoch")
+    parser.add_argument("--stream-seed", type=int, default=0, metavar="SEED", help="of the images trained on")
+    parser.add_argument(
+        "--validation-seed", type=int, default=2, metavar="SEED", help="of the images that choose a stream's epoch"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a stream's recipe")
     parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="data-set folder never trained on")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--profile", default="laptop", help="first folder under results")
@@ -100,7 +109,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
 
-def _print_table(rows: list[dict], as_json: bool) -> None:
+def print_table(rows: list[dict], as_json: bool) -> None:
+    """Rows as columns of text under their names, or as JSON."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -123,26 +133,26 @@ def _recipes(options) -> None:
         {"recipe": r.name, "title": r.title, "pixels": r.instrument.pixels, "classes": " ".join(r.classes)}
         for r in recipes
     ]
-    _print_table(rows, options.json)
+    print_table(rows, options.json)
 
 
 def _models(options) -> None:
     from lenslib.models import list_models, model_info
 
     infos = [model_info(name) for name in list_models()]
-    _print_table(
+    print_table(
         [{"model": i.name, "family": i.family, "sizes": i.size_rule, "source": i.source} for i in infos], options.json
     )
 
 
-def _simulate(options) -> None:
+def _load_recipe(name, settings: list[str]):
+    """The recipe, changed as the `--set` options say."""
     import yaml
 
-    from lenslib.dataset import write_dataset
     from lenslib.recipe import load_recipe
 
     overrides = {}
-    for text in options.set:
+    for text in settings:
         key, separator, value = text.partition("=")
         if not separator:
             raise InputError(f"--set needs KEY=VALUE, such as --set substructure.mass_fraction=0.01, not '{text}'")
@@ -150,17 +160,29 @@ def _simulate(options) -> None:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"--set {text}: the value is not valid YAML") from None
-    recipe = load_recipe(options.recipe, overrides)
+    return load_recipe(name, overrides)
+
+
+def _simulate(options) -> None:
+    from lenslib.dataset import write_dataset
+
+    recipe = _load_recipe(options.recipe, options.set)
     data = write_dataset(recipe, options.count, options.seed, options.out, options.start, options.device)
     print(f"{options.out}: {len(data)} images of {recipe.name}, digest {data.digest}")
 
 
 def _train(options) -> None:
-    from lenslib.classification import classify, open_pair, record_run, train_classifier
+    from lenslib.classification import classify, open_pair, open_stream, record_run, train_classifier
     from lenslib.training import Settings
 
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
-    training, test = open_pair(options.train, options.test)
+    if options.stream is not None:
+        recipe = _load_recipe(options.train, options.set)
+        training, test = open_stream(recipe, options.stream, options.test, options.stream_seed, options.validation_seed)
+    else:
+        if options.set:
+            raise InputError("--set changes the recipe of a --stream: a folder is as it was simulated")
+        training, test = open_pair(options.train, options.test)
     trained = train_classifier(training, options.model, options.image_size, settings, options.device, crop=options.crop)
     scores, rate = classify(trained, test, options.model, options.image_size, options.crop)
     run = record_run(
@@ -192,7 +214,7 @@ def _evaluate(options) -> None:
             f"{', '.join(classifier.classes)}); '{options.data}' holds {data.recipe.name}"
         )
     metrics = classification_metrics(data.labels, classifier.probabilities(data.images), data.classes)
-    _print_table([{"metric": name} | metric for name, metric in metrics.items()], options.json)
+    print_table([{"metric": name} | metric for name, metric in metrics.items()], options.json)
 
 
 def _predict(options) -> int:
@@ -212,7 +234,7 @@ def _predict(options) -> int:
                 {"file": file, "class": best} | dict(zip(classifier.classes, probabilities.tolist(), strict=True))
             )
     if rows:
-        _print_table(rows, options.json)
+        print_table(rows, options.json)
     # a single bad file is bad input; one among many is a table with a gap
     return 0 if not failed else 1 if rows else 2
 
@@ -240,7 +262,7 @@ def _status(options) -> None:
                 "macro_auc": auc["value"] if auc else "",
             }
         )
-    _print_table(rows, options.json)
+    print_table(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""One training loop for every task: Fabric for devices and precision, images resident in memory."""
+"""One training loop for every task: Fabric for devices and precision, images resident in memory or made as it goes."""
 
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -76,6 +77,32 @@ class Trained:
     best: dict[str, float] = field(default_factory=dict)
 
 
+class TrainingImages(Protocol):
+    """What a network can be trained on, an epoch at a time: images at hand, or a `lenslib.stream.Stream`."""
+
+    def __len__(self) -> int:
+        """Images of one epoch."""
+
+    def batches(self, epoch: int, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [batch_size, c, h, w] and labels of epoch 0, 1, ...; the last batch may be smaller."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Images and labels in memory, in a new random order every epoch."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, epoch, batch_size, generator):
+        for rows in torch.randperm(len(self), generator=generator).split(batch_size):
+            rows = rows.to(self.images.device)
+            yield self.images[rows], self.labels[rows]
+
+
 def _turned(images: Tensor, kind: int) -> Tensor:
     """One of the eight symmetries of the square: a flip for kind >= 4, then kind % 4 right-angle turns."""
     if kind >= 4:
@@ -119,7 +146,7 @@ def _follow(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> N
 
 def train(
     model: nn.Module,
-    training: tuple[Tensor, Tensor],
+    training: tuple[Tensor, Tensor] | TrainingImages,
     validation: tuple[Tensor, Tensor],
     settings: Settings,
     score: Callable[[np.ndarray, np.ndarray], float],
@@ -129,25 +156,28 @@ def train(
 ) -> Trained:
     """Train a classifier on (images [n, c, h, w], labels [n]) and keep the epoch with the best validation score.
 
+    `training` may be a source of images instead, such as a `lenslib.stream.Stream`.
     `score(labels, probabilities)` is larger for better; `precision` holds where the settings say "auto" on a processor.
     Raises InputError for images and labels that do not match, FloatingPointError, naming the batch, for a loss that is
     not finite.
     """
-    _check(training, validation)
+    resident = isinstance(training, tuple)
+    _check({"validation": validation} | ({"training": training} if resident else {}))
     fabric = _fabric(settings, device, precision)
     if channels_last or fabric.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model)
-    data = tuple(part.to(fabric.device) for part in training)
-    steps = settings.epochs * -(-len(data[0]) // settings.batch_size)
+    data = Resident(*(part.to(fabric.device) for part in training)) if resident else training
+    steps = settings.epochs * -(-len(data) // settings.batch_size)
     scheduler = LambdaLR(optimizer, lambda step: _schedule(step, steps, settings.warmup))
     generator = torch.Generator().manual_seed(settings.seed)
     history, best, best_state, start = [], {}, None, time.perf_counter()
-    with tqdm(total=settings.epochs * len(data[0]), desc="train", unit="image", disable=None) as bar:
+    with tqdm(total=settings.epochs * len(data), desc="train", unit="image", disable=None) as bar:
         for epoch in range(1, settings.epochs + 1):
-            loss = _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, generator, bar)
+            batches = data.batches(epoch - 1, settings.batch_size, generator)
+            loss = _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, generator, bar)
             logits = predict_logits(averaged.train(), validation[0], settings.batch_size)
             row = {
                 "epoch": epoch,
@@ -163,9 +193,7 @@ def train(
                 best, best_state = row, copy.deepcopy(averaged.state_dict())
     seconds = time.perf_counter() - start
     model.train().load_state_dict(best_state)
-    return Trained(
-        model.cpu().eval(), history, seconds, len(history) * len(data[0]) / seconds, str(fabric.device), best
-    )
+    return Trained(model.cpu().eval(), history, seconds, len(history) * len(data) / seconds, str(fabric.device), best)
 
 
 def _fabric(settings: Settings, device: str, precision: str):
@@ -179,15 +207,14 @@ def _fabric(settings: Settings, device: str, precision: str):
     return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
 
 
-def _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, generator, bar) -> float:
+def _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, generator, bar) -> float:
     """One pass over the images; returns the mean loss."""
-    images, labels = data
     network.train()
-    total = torch.zeros((), device=fabric.device)
-    for batch, rows in enumerate(torch.randperm(len(images), generator=generator).split(settings.batch_size)):
-        rows = rows.to(fabric.device)
-        inputs = augmented(images[rows], AUGMENTATIONS[settings.augment], generator)
-        loss = cross_entropy(network(inputs), labels[rows], label_smoothing=settings.label_smoothing)
+    total, count = torch.zeros((), device=fabric.device), 0
+    for batch, (images, labels) in enumerate(batches):
+        images, labels = images.to(fabric.device), labels.to(fabric.device)
+        inputs = augmented(images, AUGMENTATIONS[settings.augment], generator)
+        loss = cross_entropy(network(inputs), labels, label_smoothing=settings.label_smoothing)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} in batch {batch}: lower learning_rate, or look for broken images"
@@ -198,13 +225,13 @@ def _epoch(fabric, network, averaged, optimizer, scheduler, data, settings, gene
         optimizer.step()
         scheduler.step()
         _follow(averaged, network.module, settings.ema, scheduler.last_epoch)
-        total += loss.detach() * len(rows)
-        bar.update(len(rows))
-    return float(total) / len(images)
+        total, count = total + loss.detach() * len(labels), count + len(labels)
+        bar.update(len(labels))
+    return float(total) / count
 
 
-def _check(training, validation) -> None:
-    for name, (images, labels) in (("training", training), ("validation", validation)):
+def _check(sets: dict[str, tuple[Tensor, Tensor]]) -> None:
+    for name, (images, labels) in sets.items():
         if len(images) != len(labels) or len(images) == 0:
             raise InputError(f"the {name} set has {len(images)} images and {len(labels)} labels")
         if not torch.isfinite(images).all():

@@ -110,6 +110,43 @@ def test_train_writes_a_run_that_status_lists(run, trained, training_data, test_
     assert json.loads(out)[0]["macro_auc"] == found.metrics["macro_auc"]["value"]
 
 
+def test_train_on_a_stream_writes_the_same_kind_of_run(run, small_recipe, test_data, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(small_recipe.to_yaml())
+    given = ["--stream", 100, "--test", test_data.folder, "--results", tmp_path / "results", "--stream-seed", 7]
+    options = ["--epochs", 2, "--image-size", 24, "--profile", "test", "--device", "cpu"]
+    code, _, errors = run("train", "small_cnn", "--train", recipe, *given, *options)
+    assert (code, errors) == (0, [])
+    (found,) = load_runs(tmp_path / "results")
+    said = {name: found.parameters[name] for name in ("train_count", "stream_seed", "validation_seed", "epochs")}
+    assert said == {"train_count": 100, "stream_seed": 7, "validation_seed": 2, "epochs": 2}
+    assert found.datasets["test"] == test_data.digest
+    assert len(found.predictions()["labels"]) == len(test_data)
+
+
+def test_a_stream_that_does_not_fit_is_refused(refused, small_recipe, test_data, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(small_recipe.to_yaml())
+
+    def train(said, *options, train=recipe):
+        given = ["--train", train, "--test", test_data.folder, "--results", tmp_path / "results", "--device", "cpu"]
+        refused(said, "train", "small_cnn", *given, *options)
+        assert not (tmp_path / "results").exists()
+
+    train("count", "--stream", 0)
+    train("--stream", "--stream", "many")
+    train("seed", "--stream", 96, "--stream-seed", -1)
+    train("same seed 5", "--stream", 96, "--stream-seed", 5, "--validation-seed", 5)
+    # the test folder has seed 1
+    train("training and", "--stream", 96, "--stream-seed", 1)
+    train("validation and", "--stream", 96, "--validation-seed", 1)
+    train("recipe", "--stream", 96, "--set", "source.n_sersic=3")
+    train("--stream", "--set", "source.n_sersic=3")
+    train("deeplense_1", "--stream", 96, train="deeplens_1")
+    train("crop", "--stream", 96, "--crop", 31)
+    train("precision", "--stream", 96, "--precision", "bf16-true")
+
+
 def test_predict_gives_what_the_run_recorded(run, weights, trained, files):
     recorded = load_runs(trained)[0].predictions()["scores"]
     code, out, errors = run("predict", weights, files, "--json")

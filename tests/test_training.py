@@ -8,7 +8,7 @@ from torch import nn
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
-from lenslib.training import AUGMENTATIONS, Settings, _turned, augmented, predict_logits, train
+from lenslib.training import AUGMENTATIONS, Resident, Settings, _turned, augmented, predict_logits, train
 
 QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 
@@ -49,6 +49,41 @@ def test_the_same_seed_gives_the_same_weights(threads):
     other = Settings(epochs=2, batch_size=32, seed=5)
     differs = train(_network(), _blobs(96, 0), _blobs(32, 1), other, macro_auc, device="cpu")
     assert not torch.equal(same[0].model.head.weight, differs.model.head.weight)
+
+
+def test_a_source_of_images_trains_as_the_images_do(threads):
+    threads(1)
+    images, asked = Resident(*_blobs(80, 0)), []
+
+    class Source:
+        def __len__(self):
+            return 80
+
+        def batches(self, epoch, batch_size, generator):
+            asked.append((epoch, batch_size))
+            return images.batches(epoch, batch_size, generator)
+
+    settings = Settings(epochs=3, batch_size=32)
+    one = train(_network(), _blobs(80, 0), _blobs(32, 1), settings, macro_auc, device="cpu")
+    other = train(_network(), Source(), _blobs(32, 1), settings, macro_auc, device="cpu")
+    assert asked == [(0, 32), (1, 32), (2, 32)]
+    assert [row["train_loss"] for row in one.history] == [row["train_loss"] for row in other.history]
+    for mine, theirs in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_every_resident_image_is_shown_once_an_epoch_in_a_new_order():
+    labels = torch.arange(10)
+    resident, generator = Resident(labels.view(-1, 1, 1, 1), labels), torch.Generator().manual_seed(0)
+    epochs = []
+    for epoch in range(2):
+        batches = list(resident.batches(epoch, 4, generator))
+        assert [len(part) for _, part in batches] == [4, 4, 2]
+        for images, part in batches:
+            assert torch.equal(images.flatten(), part)
+        epochs.append(torch.cat([part for _, part in batches]).tolist())
+    assert sorted(epochs[0]) == sorted(epochs[1]) == labels.tolist()
+    assert epochs[0] != epochs[1]
 
 
 def test_the_validation_set_chooses_the_epoch():
