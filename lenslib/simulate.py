@@ -5,6 +5,7 @@ because vectorised kernels round differently for other shapes. So image i depend
 """
 
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ def _scene(params, extra_x, extra_y, x, y, profile) -> Tensor:
     return light + sersic(params, x, y, "lens_light") if "lens_light_amp" in params else light
 
 
+# of the images of one class in a chunk, each part with noise of its own seed
+NOISE_PARTS = 4
 _AMPLITUDES = {"amp", "lens_light_amp"}
 EAGER = _scene, point_mass_deflection, convolve
 _grid = lru_cache(pixel_grid)
@@ -174,8 +177,8 @@ def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
 
 
 def _add_noise(recipe, images, params, classes, key, device) -> None:
-    def expose(label: int) -> None:
-        seeds, mine = np.random.SeedSequence([*key, label, zlib.crc32(b"noise")]), classes[label]
+    def expose(label: int, part: int, mine: Tensor) -> None:
+        seeds = np.random.SeedSequence([*key, label, part, zlib.crc32(b"noise")])
         if device == "cpu":
             source = NumpyNoise(np.random.default_rng(seeds))
         else:
@@ -183,6 +186,12 @@ def _add_noise(recipe, images, params, classes, key, device) -> None:
         scenes = {name: value[mine] for name, value in params.items()}
         images[mine, 0] = recipe.instrument.noise.add(images[mine, 0], scenes, source)
 
-    # numpy draws with the interpreter's lock released, so the classes of a chunk are exposed side by side
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(expose, range(len(classes))))
+    # numpy draws with the interpreter's lock released: parts of a chunk are exposed side by side, cores kept busy
+    parts = [(label, k, mine) for label, rows in enumerate(classes) for k, mine in enumerate(rows.chunk(NOISE_PARTS))]
+    list(_threads().map(lambda part: expose(*part), parts))
+
+
+@lru_cache
+def _threads() -> ThreadPoolExecutor:
+    """Kept, because every new thread takes memory that it does not give back."""
+    return ThreadPoolExecutor(os.cpu_count())
