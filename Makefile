@@ -42,6 +42,7 @@ clean: ## remove what was made: environment, data, local results, book (results/
 # The stamp comes last, so that an installation cut short starts again.
 $(STAMP): requirements.lock pyproject.toml
 	$(if $(PYTHON),,$(error $(NO_PYTHON)))
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is older than Python 3.11: name a newer one, make PYTHON=..." >&2; exit 2; }
 	$(if $(HAS_VENV),,$(error $(NO_VENV)))
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv

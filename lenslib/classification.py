@@ -36,7 +36,7 @@ def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet
 
 
 def open_stream(
-    recipe: Recipe, count: int, test_data, seed: int = 0, validation_seed: int = 2
+    recipe: Recipe, count: int, test_data, seed: int = 0, validation_seed: int = 3
 ) -> tuple[Stream, DataSet]:
     """A stream of `count` training images an epoch, and a test folder of the same recipe, verified.
 
@@ -81,6 +81,8 @@ def train_classifier(
         validation = training.validation(max(LEAST_VALIDATION, int(len(data) * VALIDATION_SHARE)))
         return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
     count = min(train_count or len(data), len(data))
+    if count < 2:
+        raise InputError(f"train_count must be at least 2, not {count}: one image to train on and one to choose by")
     held_out = max(1, int(count * VALIDATION_SHARE))
     training = data.prepared(image_size, slice(0, count - held_out), crop)
     validation = data.prepared(image_size, slice(count - held_out, count), crop)

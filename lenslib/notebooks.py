@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _TYPES = {"int": int, "float": Annotated[float, Field(allow_inf_nan=False)], "bool": bool, "str": str}
-_POSITIVE = ("epochs", "batch_size", "image_size", "count")  # and every name that ends in _count
+_POSITIVE = ("epochs", "batch_size", "image_size", "crop", "learning_rate", "count")  # and names that end in _count
 
 
 class NotebookError(RuntimeError):

@@ -95,7 +95,8 @@ def write_run(
     digests, `seconds` a stage to its duration. `predictions` are the arrays of `predictions.npz`, `history` its rows,
     `weights` a state dict of tensors. Memory is the peak of the process (of the GPU if it ran there), in MB.
 
-    Raises InputError if a name or a metric cannot be recorded (a metric must be finite: leave out what is undefined).
+    Raises InputError if a name or a metric cannot be recorded (a metric must be finite: leave out what is undefined),
+    or the folder cannot be written.
     """
     folder = Path(folder)
     record = {
@@ -110,12 +111,15 @@ def write_run(
     record = json.loads(json.dumps(record, default=_plain))
     _validate(record, folder)
     contents = _contents(predictions, history, weights, weights_metadata)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").unlink(missing_ok=True)
-    for name, content in contents.items():
-        _write(folder / name, content)
     record["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    _write(folder / "record.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    contents["record.json"] = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "record.json").unlink(missing_ok=True)
+        for name, content in contents.items():
+            _write(folder / name, content)
+    except OSError as error:
+        raise InputError(f"the run cannot be written to '{folder}' ({error.strerror}): make room there") from None
     return Run(folder, record)
 
 

@@ -36,7 +36,7 @@ class Stream:
     image_size: int = 64
     crop: int | None = None
     device: str = "auto"
-    validation_seed: int = 2
+    validation_seed: int = 3
 
     def __post_init__(self):
         for name, least in (("count", 1), ("seed", 0), ("validation_seed", 0)):

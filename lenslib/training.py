@@ -98,7 +98,11 @@ class Resident:
         return len(self.labels)
 
     def batches(self, epoch, batch_size, generator):
-        for rows in torch.randperm(len(self), generator=generator).split(batch_size):
+        order = torch.randperm(len(self), generator=generator)
+        batches = list(order.split(batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation needs two
+            batches[-2:] = [torch.cat(batches[-2:])]
+        for rows in batches:
             rows = rows.to(self.images.device)
             yield self.images[rows], self.labels[rows]
 

@@ -15,7 +15,7 @@ import yaml
 
 from lenslib.errors import InputError
 from lenslib.notebooks import read
-from lenslib.records import load_runs
+from lenslib.records import load_run, load_runs
 
 
 def chapters(toc: Path) -> list[str]:
@@ -39,6 +39,8 @@ def check_executed(path: Path) -> None:
     notebook = read(path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     run = notebook.metadata.get("papermill", {})
+    if any("Warning" in output.get("text", "") for output in outputs if output.get("name") == "stderr"):
+        raise InputError(f"{path}: shows a warning; mend the notebook and run it again")
     if run.get("exception") or any(output.output_type == "error" for output in outputs):
         raise InputError(f"{path}: holds a traceback; mend the notebook and run it again")
     if not run.get("end_time"):
@@ -58,9 +60,14 @@ def assemble(source: Path, executed: Path) -> None:
         shutil.copy(executed / f"{name}.ipynb", source / "notebooks")
 
 
-def build(results: Path, profile: str, build: Path) -> None:
-    """Render the book; InputError if a record or a page is not sound, or Jupyter Book warns of anything."""
+def build(results: Path, profile: str, build: Path, records: list[str]) -> None:
+    """Render the book; InputError if a record or a page is not sound, or Jupyter Book warns of anything.
+
+    `records` are the run folders, under the profile's, that must be there even if no page quotes them.
+    """
     load_runs(results)  # a torn record is an error even if no page quotes it
+    for folder in records:
+        load_run(results / profile / folder)
     source, work, html = build / "src", build / "work", build / "html"
     shutil.rmtree(html, ignore_errors=True)
     assemble(source, results / profile / "chapters")
@@ -77,9 +84,10 @@ def main() -> int:
     parser.add_argument("--profile", required=True, help="the profile whose executed chapters are shown")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--build", type=Path, default=Path("_build"))
+    parser.add_argument("--records", nargs="*", default=[], metavar="FOLDER", help="run folders to insist on")
     arguments = parser.parse_args()
     try:
-        build(arguments.results, arguments.profile, arguments.build)
+        build(arguments.results, arguments.profile, arguments.build, arguments.records)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

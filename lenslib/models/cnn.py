@@ -46,9 +46,9 @@ class SmallCNN(nn.Module):
 class PolarCNN(nn.Module):
     """Convolutions over radius and azimuth about the centre of the image; about 0.2 M parameters.
 
-    A lensed source is nearly a ring. On this grid the ring is a straight line: what moves a part of it outwards, as a
-    mass there does, moves it between rows, and the same 3x3 kernels serve at every azimuth. The grid reaches into the
-    corners, each of its cells is a mean over the pixels in it, and azimuth is periodic.
+    A lensed source is nearly a ring. On this grid the ring is a straight line: a mass that shifts a part of it in
+    radius moves it between rows, and the same 3x3 kernels serve at every azimuth. The grid reaches into the corners, a
+    cell is a mean over samples about a pixel apart (0 outside the image), and azimuth is periodic.
     """
 
     def __init__(

@@ -19,9 +19,9 @@ CHAPTERS = sorted(CONFIG["chapters"])
 ROLE = re.compile(r"\{rec\}`([^`]+)`")
 
 
-def build_book(results: Path, build: Path) -> subprocess.CompletedProcess:
+def build_book(results: Path, build: Path, *records: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "workflow/book.py", "--profile", "test"]
-    command += ["--results", str(results), "--build", str(build)]
+    command += ["--results", str(results), "--build", str(build), "--records", *records]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
@@ -108,7 +108,15 @@ def test_the_book_fails_when_any_record_file_is_gone(workflow, results, tmp_path
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("damage", ["error output", "exception", "not run"])
+def test_the_book_fails_without_a_record_that_no_page_quotes(workflow, results, tmp_path):
+    gone = "equivariance/deeplense_1/vit_tiny/seed0"
+    shutil.rmtree(results / "test" / gone)
+    done = build_book(results, tmp_path / "build", gone)
+    assert done.returncode == 2
+    assert gone in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["error output", "exception", "not run", "a warning"])
 def test_the_book_refuses_a_chapter_that_did_not_run_to_its_end(workflow, results, tmp_path, damage):
     import nbformat
 
@@ -117,6 +125,9 @@ def test_the_book_refuses_a_chapter_that_did_not_run_to_its_end(workflow, result
     if damage == "error output":
         error = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=["x"])
         next(cell for cell in notebook.cells if cell.cell_type == "code").outputs.append(error)
+    elif damage == "a warning":
+        stream = nbformat.v4.new_output("stream", name="stderr", text="x.py:1: DeprecationWarning: old")
+        next(cell for cell in notebook.cells if cell.cell_type == "code").outputs.append(stream)
     elif damage == "exception":
         notebook.metadata.papermill.exception = True
     else:
