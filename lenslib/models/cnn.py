@@ -104,30 +104,16 @@ class PolarCNN(nn.Module):
         return self.head(torch.cat([around.mean(2), around.amax(2), self.where(around.flatten(1))], dim=1))
 
 
-@register(
-    "small_cnn",
-    "convolutional",
-    source="lenslib",
-    takes_size=lambda size: size >= 16,
-    size_rule="16 pixels or more",
-    precision="bf16-mixed",
-    channels_last=True,
-)
-def small_cnn(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
-    return SmallCNN(num_outputs, image_size, in_chans, **options)
-
-
-@register(
-    "polar_cnn",
-    "convolutional",
-    source="lenslib",
-    takes_size=lambda size: size >= 16,
-    size_rule="16 pixels or more",
-    precision="bf16-mixed",
-    channels_last=True,
-)
-def polar_cnn(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
-    return PolarCNN(num_outputs, image_size, in_chans, **options)
+for _name, _network in (("small_cnn", SmallCNN), ("polar_cnn", PolarCNN)):
+    register(
+        _name,
+        "convolutional",
+        source="lenslib",
+        takes_size=lambda size: size >= 16,
+        size_rule="16 pixels or more",
+        precision="bf16-mixed",
+        channels_last=True,
+    )(_network)
 
 
 @register(
