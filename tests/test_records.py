@@ -57,7 +57,7 @@ def test_a_run_cut_short_does_not_count(write, tmp_path, monkeypatch, lost):
         real_write(path, content)
 
     monkeypatch.setattr(records, "_write", full_disk)
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="No space left on device"):
         write(predictions={"labels": np.zeros(2)}, history=[{"epoch": 1}], weights={"w": torch.zeros(1)})
     assert not (whole.folder / "record.json").exists()
     assert not list(whole.folder.glob(".*"))

@@ -107,7 +107,7 @@ def test_a_network_trains_on_a_stream(small_recipe, monkeypatch):
         {"count": True},
         {"seed": -1},
         {"validation_seed": 0.5},
-        {"seed": 2},
+        {"seed": 3},
         {"image_size": 0},
         {"crop": 31},
         {"crop": 34},

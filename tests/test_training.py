@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from lenslib.classification import train_classifier
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
@@ -218,3 +219,16 @@ def test_images_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match=said):
             train(_network(), training, validation, QUICK, macro_auc, device="cpu")
+
+
+def test_a_last_batch_is_never_one_image():
+    images, labels = torch.arange(7.0).reshape(7, 1, 1, 1), torch.arange(7)
+    batches = list(Resident(images, labels).batches(0, 3, torch.Generator().manual_seed(0)))
+    assert [len(seen) for _, seen in batches] == [3, 4]
+    assert sorted(torch.cat([seen for _, seen in batches]).tolist()) == list(range(7))
+    assert all(torch.equal(pictures.ravel().long(), seen) for pictures, seen in batches)
+
+
+def test_one_training_image_is_refused(training_data):
+    with pytest.raises(InputError, match="train_count must be at least 2, not 1"):
+        train_classifier(training_data, "small_cnn", 32, Settings(epochs=1), train_count=1)
