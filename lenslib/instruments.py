@@ -207,6 +207,8 @@ class NumpyNoise:
         return torch.from_numpy(counts)
 
 
+# an edge or v of 0 and counts below 0 are refused below, whatever their logarithms
+@np.errstate(divide="ignore", invalid="ignore")
 def _poisson_by_rejection(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
     """Poisson numbers (float32) for rates of at least 10, by Hormann's transformed rejection (1993, Insurance: Math.
     Econ. 12, 39, algorithm PTRS), whole arrays at a time: numpy's own, number by number, takes three times as long.
@@ -224,9 +226,8 @@ def _poisson_by_rejection(rng: np.random.Generator, rate: np.ndarray) -> np.ndar
     quick = (edge >= np.float32(0.07)) & (v <= np.float32(0.9277) - np.float32(3.6224) / (b - 2))
     rest = np.flatnonzero(~quick)
     rate_, a, b, v, edge, tried = (values[rest].astype(float) for values in (rate, a, b, v, edge, counts))
-    with np.errstate(divide="ignore", invalid="ignore"):  # v or edge can be 0, tried below 0: refused all the same
-        height = np.log(v * (1.1239 + 1.1328 / (b - 3.4)) / (a / edge**2 + b))
-        passed = height <= tried * np.log(rate_) - rate_ - gammaln(tried + 1)
+    height = np.log(v * (1.1239 + 1.1328 / (b - 3.4)) / (a / edge**2 + b))
+    passed = height <= tried * np.log(rate_) - rate_ - gammaln(tried + 1)
     passed &= (tried >= 0) & (edge > 0) & ((edge >= 0.013) | (v <= edge))
     again = rest[~passed]
     counts[again] = rng.poisson(rate[again])

@@ -25,6 +25,21 @@ def test_poisson_numbers_are_poisson(rate):
     assert (counts == np.round(counts)).all()
 
 
+def test_the_ends_of_the_uniform_draws_are_sound():
+    class Ends:
+        """Uniform numbers of 0, the only end that a generator reaches, and the generator's own Poisson numbers."""
+
+        poisson = staticmethod(np.random.default_rng(1).poisson)
+
+        def random(self, shape, dtype):
+            return np.zeros(shape, dtype)
+
+    with np.errstate(all="raise"):
+        counts = NumpyNoise(Ends()).poisson(torch.full((1, 5000), 40.0)).numpy()
+    assert np.isfinite(counts).all()
+    assert counts.mean() == pytest.approx(40, abs=5 * np.sqrt(40 / 5000))
+
+
 def test_no_light_is_no_photon():
     assert not NumpyNoise(np.random.default_rng(0)).poisson(torch.zeros(3, 5, 5)).any()
 
