@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lenslib.errors import InputError
+from lenslib.provenance import peak_memory_mb
 
 # noise-free images that are compared pixel by pixel, as many of each class
 COMPARED = 30
@@ -64,7 +65,7 @@ def _lenslib(job: dict, name: str) -> dict:
         start = time.perf_counter()
         _draw(recipe, job, job["count"])
         seconds.append(time.perf_counter() - start)
-    result |= {"images": job["count"], "seconds": seconds, "peak_memory_mb": _peak_memory_mb()}
+    result |= {"images": job["count"], "seconds": seconds, "peak_memory_mb": peak_memory_mb("cpu")}
     _hand_over(recipe, job)
     return result
 
@@ -112,7 +113,7 @@ def _scaling(job: dict, name: str) -> dict:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         start = time.perf_counter()
         write_dataset(recipe, job["size"], job["seed"], Path(folder) / "set", device=job["device"], progress=False)
-        return {"seconds": time.perf_counter() - start, "peak_memory_mb": _peak_memory_mb()}
+        return {"seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb("cpu")}
 
 
 def _peer(job: dict, name: str) -> dict:
@@ -137,7 +138,7 @@ def _peer(job: dict, name: str) -> dict:
         for i in shown:
             _expose(draw(i), said["noise"], said["exposures"][i], rng)
         seconds.append(time.perf_counter() - start)
-    return result | {"images": len(shown), "seconds": seconds, "peak_memory_mb": _peak_memory_mb()}
+    return result | {"images": len(shown), "seconds": seconds, "peak_memory_mb": peak_memory_mb("cpu")}
 
 
 def _lenstronomy(job: dict, said: dict):
@@ -216,17 +217,6 @@ def _expose(image: np.ndarray, noise: dict, exposure: dict[str, float], rng: np.
         sky = background**2 * seconds
         return rng.poisson((image + sky) * seconds) / seconds - sky
     raise InputError(f"no numpy form of the noise '{noise['kind']}' for this simulator")
-
-
-def _peak_memory_mb() -> float:
-    """Peak memory of this process; what resource.getrusage says may be that of the process which started it."""
-    try:
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-        return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    except (OSError, ValueError):
-        from lenslib.provenance import peak_memory_mb
-
-        return peak_memory_mb("cpu")
 
 
 if __name__ == "__main__":

@@ -79,13 +79,13 @@ def train_classifier(
     if isinstance(data, Stream):
         training = _fitted(data, image_size, settings, device, crop)
         validation = training.validation(max(LEAST_VALIDATION, int(len(data) * VALIDATION_SHARE)))
-        return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
-    count = min(train_count or len(data), len(data))
-    if count < 2:
-        raise InputError(f"train_count must be at least 2, not {count}: one image to train on and one to choose by")
-    held_out = max(1, int(count * VALIDATION_SHARE))
-    training = data.prepared(image_size, slice(0, count - held_out), crop)
-    validation = data.prepared(image_size, slice(count - held_out, count), crop)
+    else:
+        count = min(train_count or len(data), len(data))
+        if count < 2:
+            raise InputError(f"train_count must be at least 2, not {count}: one image to train on and one to choose by")
+        held_out = max(1, int(count * VALIDATION_SHARE))
+        training = data.prepared(image_size, slice(0, count - held_out), crop)
+        validation = data.prepared(image_size, slice(count - held_out, count), crop)
     return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
 
 

@@ -4,6 +4,7 @@ Noise is drawn by a `NoiseSource`, so that the same formulas serve numpy on a pr
 torch on an accelerator.
 """
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ class PSF(Strict):
     def profiles(self, pixel_scale: float) -> list[tuple[float, list[float]]]:
         """Weights and one-dimensional kernels, sampled at pixel centres, whose outer squares add up to the kernel."""
         if self.airy is not None:
-            return _separated(self._airy_disc(pixel_scale))
+            return _airy_profiles(self.airy, self.truncation, pixel_scale)
         total = sum(part.fraction for part in self.gaussians)
         kernels = []
         for part in self.gaussians:
@@ -52,15 +53,6 @@ class PSF(Strict):
             kernels.append((part.fraction / total, (kernel / kernel.sum()).tolist()))
         return kernels
 
-    def _airy_disc(self, pixel_scale: float) -> np.ndarray:
-        from scipy.special import j1, jn_zeros
-
-        half = int(self.truncation * self.airy / pixel_scale + 0.5)
-        axis = np.arange(-half, half + 1) * pixel_scale / self.airy * jn_zeros(1, 1)
-        radius = np.hypot(axis[:, None], axis).clip(min=1e-9)
-        disc = (2 * j1(radius) / radius) ** 2
-        return disc / disc.sum()
-
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
         profiles = self.profiles(pixel_scale)
@@ -69,9 +61,16 @@ class PSF(Strict):
         return sum(fraction * np.outer(kernel, kernel) for fraction, kernel in padded)
 
 
-def _separated(kernel: np.ndarray) -> list[tuple[float, list[float]]]:
-    """A symmetric kernel as a sum of separable ones: its eigenvectors, but for those of a millionth or less."""
-    weights, vectors = np.linalg.eigh(kernel)
+@lru_cache
+def _airy_profiles(first_zero: float, truncation: float, pixel_scale: float) -> list[tuple[float, list[float]]]:
+    """An Airy disc as a sum of separable kernels: its eigenvectors, but for those of a millionth or less."""
+    from scipy.special import j1, jn_zeros
+
+    half = int(truncation * first_zero / pixel_scale + 0.5)
+    axis = np.arange(-half, half + 1) * pixel_scale / first_zero * jn_zeros(1, 1)
+    radius = np.hypot(axis[:, None], axis).clip(min=1e-9)
+    disc = (2 * j1(radius) / radius) ** 2
+    weights, vectors = np.linalg.eigh(disc / disc.sum())
     kept = np.abs(weights) > 1e-6 * np.abs(weights).max()
     return [(float(weight), vector.tolist()) for weight, vector in zip(weights[kept], vectors.T[kept], strict=True)]
 

@@ -43,6 +43,11 @@ def peak_memory_mb(device: str) -> float:
         import torch
 
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    try:  # Linux; what getrusage says there may be that of the process which started this one
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+        return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    except (OSError, ValueError):
+        pass
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,7 +14,7 @@ from lenslib.errors import InputError, unknown
 from lenslib.instruments import NumpyNoise
 from lenslib.priors import Pair, Prior
 from lenslib.recipe import Recipe, parse_recipe
-from lenslib.simulate import render
+from lenslib.simulate import brighten, render
 
 # every dial: name as in `Batch.params`, place in the recipe (* is each population that has it), label with unit
 _DIALS = """
@@ -203,7 +203,8 @@ def draw_scene(recipe: Recipe, values: dict[str, float], label: str, seed: int =
     clean, smooth = render(scene, params, points), render(scene, without)
     noise = scene.instrument.noise
     if (factor := noise.scale(clean, params)) is not None:
-        params["amp"], clean, smooth = params["amp"] * factor, clean * factor, smooth * factor
+        brighten(params, factor)
+        clean, smooth = clean * factor, smooth * factor
     noisy = noise.add(clean, params, NumpyNoise(np.random.default_rng([seed, 1])))
     return Picture(
         *(picture[0].numpy() for picture in (clean, noisy, smooth)),

@@ -171,9 +171,14 @@ def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
     factor = recipe.instrument.noise.scale(images, scenes)
     if factor is None:
         return images
-    for key in _AMPLITUDES & scenes.keys():
-        scenes[key] = scenes[key] * factor
+    brighten(scenes, factor)
     return images * factor[:, None, None]
+
+
+def brighten(params: dict[str, Tensor], factor: Tensor) -> None:
+    """Multiply every amplitude in `params` by `factor` [n]."""
+    for key in _AMPLITUDES & params.keys():
+        params[key] = params[key] * factor
 
 
 def _add_noise(recipe, images, params, classes, key, device) -> None:

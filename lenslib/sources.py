@@ -26,7 +26,8 @@ def sersic(params: dict[str, Tensor], x: Tensor, y: Tensor, galaxy: str = "sourc
 def sersic_flux(R_sersic, n_sersic):
     """Total flux of a profile of amp 1 (arrays alike; Graham & Driver 2005, PASA 22, 118, eq. 4)."""
     import numpy as np
+    from caustics.light import func
     from scipy.special import gamma
 
-    b = 1.9992 * n_sersic - 0.3271
+    b = func.k_lenstronomy(n_sersic)
     return 2 * np.pi * n_sersic * R_sersic**2 * np.exp(b) * b ** (-2 * n_sersic) * gamma(2 * n_sersic)

@@ -26,7 +26,8 @@ class Stream:
 
     As networks see them (see `prepare` for `image_size` and `crop`), simulated on `device` (`auto`: an accelerator
     where there is one). The images are those that `Recipe.sample` and `write_dataset` draw for the same seed.
-    `validation_seed` is that of the images that choose the epoch: by default 2, as 0 is for training and 1 for a test.
+    `validation_seed` is that of the images that choose the epoch: by default 3, as the workflow trains on 1 and tests
+    on 2.
     Raises InputError for a count below 1, a seed that is no whole number of at least 0, and two equal seeds.
     """
 

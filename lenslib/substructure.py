@@ -38,11 +38,9 @@ class Cosmology(Strict):
     def deflection_scale(self) -> float:
         """What the recipe's deflections are multiplied by: 1, unless they are stated for a source at
         `z_source_convention`, as in lenstronomy's multi-plane mode."""
-        return (
-            1.0
-            if self.z_source_convention is None
-            else _distance_ratio(self) / _distance_ratio(self.model_copy(update={"z_source": self.z_source_convention}))
-        )
+        if self.z_source_convention is None:
+            return 1.0
+        return _distance_ratio(self) / _distance_ratio(self.model_copy(update={"z_source": self.z_source_convention}))
 
     def theta_E_squared(self, mass):
         """Squared Einstein radius in arcsec^2 of a point mass in solar masses (any shape)."""
@@ -53,9 +51,8 @@ class Cosmology(Strict):
 def _theta_E_squared_per_mass(cosmology: Cosmology) -> float:
     """4 G M_sun / c^2 D_ls / (D_l D_s) in arcsec^2."""
     from astropy import constants, units
-    from astropy.cosmology import FlatLambdaCDM
 
-    model = FlatLambdaCDM(H0=cosmology.H0, Om0=cosmology.Om0, Ob0=cosmology.Ob0)
+    model = _flat_lambda_cdm(cosmology)
     z_lens, z_source = cosmology.z_lens, cosmology.z_source
     if cosmology.distances == "luminosity":
         lens, source = model.luminosity_distance(z_lens), model.luminosity_distance(z_source)
@@ -67,13 +64,18 @@ def _theta_E_squared_per_mass(cosmology: Cosmology) -> float:
     return float(squared.to(units.dimensionless_unscaled)) * units.rad.to(units.arcsec) ** 2
 
 
+@lru_cache
 def _distance_ratio(cosmology: Cosmology) -> float:
     """D_ls / D_s."""
-    from astropy.cosmology import FlatLambdaCDM
-
-    model = FlatLambdaCDM(H0=cosmology.H0, Om0=cosmology.Om0, Ob0=cosmology.Ob0)
+    model = _flat_lambda_cdm(cosmology)
     between = model.angular_diameter_distance_z1z2(cosmology.z_lens, cosmology.z_source)
     return float(between / model.angular_diameter_distance(cosmology.z_source))
+
+
+def _flat_lambda_cdm(cosmology: Cosmology):
+    from astropy.cosmology import FlatLambdaCDM
+
+    return FlatLambdaCDM(H0=cosmology.H0, Om0=cosmology.Om0, Ob0=cosmology.Ob0)
 
 
 class EqualMass(Strict):

@@ -9,6 +9,11 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, grid_sample
 from lenslib.models.registry import register
 
 
+def _block(before: int, after: int, stride: int = 1, padding: int | tuple[int, int] = 1) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=padding, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
+
+
 class SmallCNN(nn.Module):
     """Four stages of 3x3 convolutions for images of 32 to about 200 pixels; about 0.2 M parameters at 40 pixels.
 
@@ -21,9 +26,9 @@ class SmallCNN(nn.Module):
     ):
         super().__init__()
         first, *rest = widths
-        layers, size = [self._block(in_chans, first)], image_size
+        layers, size = [_block(in_chans, first)], image_size
         for before, after in zip(widths, rest, strict=False):
-            layers += [self._block(before, after, stride=2), self._block(after, after)]
+            layers += [_block(before, after, stride=2), _block(after, after)]
             size = -(-size // 2)
         self.features = nn.Sequential(*layers)
         self.places = min(size, 8)
@@ -31,11 +36,6 @@ class SmallCNN(nn.Module):
         linear = nn.Sequential(nn.Dropout(0.2), nn.Linear(24 * self.places**2, 64), nn.ReLU())
         self.squeeze, self.where = squeeze, linear
         self.head = nn.Linear(2 * widths[-1] + 64, num_outputs)
-
-    @staticmethod
-    def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
-        conv = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.features(images)
@@ -65,9 +65,10 @@ class PolarCNN(nn.Module):
         self.samples = samples
         self.register_buffer("grid", grid, persistent=False)
         first, *rest = widths
-        stages = [self._block(in_chans, first)]
+        rows_only = (1, 0)  # `forward` closes the azimuth itself
+        stages = [_block(in_chans, first, padding=rows_only)]
         for before, after in zip(widths, rest, strict=False):
-            stages += [self._block(before, after, stride=2), self._block(after, after)]
+            stages += [_block(before, after, 2, rows_only), _block(after, after, padding=rows_only)]
             rings, sectors = -(-rings // 2), -(-sectors // 2)
         self.stages = nn.ModuleList(stages)
         self.across = nn.Sequential(
@@ -85,11 +86,6 @@ class PolarCNN(nn.Module):
         azimuth = (torch.arange(sectors * azimuthal) + 0.5) * 2 * math.pi / (sectors * azimuthal)
         grid = torch.stack([radius[:, None] * azimuth.cos(), radius[:, None] * azimuth.sin()], dim=-1)
         return (radial, azimuthal), grid
-
-    @staticmethod
-    def _block(before: int, after: int, stride: int = 1) -> nn.Sequential:
-        conv = nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=(1, 0), bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
 
     def polar(self, images: torch.Tensor) -> torch.Tensor:
         """Means [n, c, rings, sectors] over the cells of the polar grid; 0 outside the image."""
