@@ -81,6 +81,7 @@ def _hand_over(recipe, job: dict) -> None:
     instrument = recipe.instrument
     said = {
         "order": order,
+        "labels": batch.labels.tolist(),
         "classes": len(recipe.classes),
         "kernel": instrument.psf.kernel(instrument.pixel_scale),
         "noise": instrument.noise.model_dump(mode="json"),
@@ -167,8 +168,9 @@ def _scenes(said: dict) -> list:
 
     scenes = [Scene(**scene) for scene in said["scenes"]]
     for scene in scenes:
-        if "kernel_point_source" in scene.kwargs_psf:
-            scene.kwargs_psf["kernel_point_source"] = np.array(scene.kwargs_psf["kernel_point_source"])
+        for arrays, name in ((scene.kwargs_psf, "kernel_point_source"), (scene.kwargs_light[0], "image")):
+            if name in arrays:
+                arrays[name] = np.array(arrays[name])
     return scenes
 
 
@@ -176,6 +178,7 @@ def _caustics(job: dict, said: dict):
     import torch
 
     from lenslib.simulate import render
+    from lenslib.substructure import PROFILE_NEEDS
 
     recipe, arrays = _recipe(job), np.load("drawn.npz")
     drawn = {"params": {}, "substructure": {}}
@@ -187,8 +190,11 @@ def _caustics(job: dict, said: dict):
     def draw(i: int) -> np.ndarray:
         one = {name: value[i : i + 1] for name, value in drawn["params"].items()}
         present = drawn["substructure"]["theta_E"][i] > 0
-        points = {name: value[i : i + 1, present] for name, value in drawn["substructure"].items()}
-        return render(recipe, one, points if present.any() else None)[0].numpy()
+        population = recipe.substructure.populations.get(recipe.classes[said["labels"][i]])
+        if population is None or not present.any():
+            return render(recipe, one)[0, 0].numpy()
+        names = ("x", "y", "theta_E", *PROFILE_NEEDS[population.profile])
+        return render(recipe, one, {name: drawn["substructure"][name][i : i + 1, present] for name in names})[0, 0].numpy()
 
     return draw
 

@@ -75,7 +75,7 @@ def train_classifier(
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
-    network = create_model(model, len(data.classes), image_size)
+    network = create_model(model, len(data.classes), image_size, data.channels)
     if isinstance(data, Stream):
         training = _fitted(data, image_size, settings, device, crop)
         validation = training.validation(max(LEAST_VALIDATION, int(len(data) * VALIDATION_SHARE)))
@@ -103,7 +103,7 @@ def classify(
 ) -> tuple[np.ndarray, float]:
     """Class probabilities [n, classes] of a data set, and the images judged per second."""
     classifier = Classifier(
-        trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1], crop
+        trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1], crop, data.channels
     )
     start = time.perf_counter()
     scores = classifier.probabilities(data.images)
@@ -158,5 +158,5 @@ def record_run(
         predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
         history=trained.history,
         weights=trained.model.state_dict(),
-        weights_metadata=classifier_metadata(model, training.recipe, image_size, crop),
+        weights_metadata=classifier_metadata(model, training.recipe, image_size, crop, training.channels),
     )

@@ -52,6 +52,10 @@ class DataSet:
     def classes(self) -> tuple[str, ...]:
         return self.recipe.classes
 
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -133,7 +137,7 @@ def _umask() -> int:
 def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder}' exists and is not empty: choose another --out or remove it")
-    needed = count * (recipe.instrument.pixels**2 * 4 + 400)
+    needed = count * (recipe.channels * recipe.instrument.pixels**2 * 4 + 400)
     place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -145,7 +149,7 @@ def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
 
 def _write_files(folder: Path, recipe, count, seed, start, device, progress) -> dict[str, str]:
     pixels, rows = recipe.instrument.pixels, []
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, 1, pixels, pixels)}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, recipe.channels, pixels, pixels)}
     with open(folder / "images.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for batch in sample_chunks(recipe, count, seed, start, device, progress=progress):

@@ -18,7 +18,9 @@ from lenslib.training import predict_logits
 METADATA = ("model", "recipe", "classes", "image_size", "native_size", "crop", "in_chans")
 
 
-def classifier_metadata(model: str, recipe, image_size: int, crop: int | None = None) -> dict[str, str]:
+def classifier_metadata(
+    model: str, recipe, image_size: int, crop: int | None = None, in_chans: int = 1
+) -> dict[str, str]:
     """What a weights file must say of itself to be used on its own (safetensors metadata: texts)."""
     return {
         "model": model,
@@ -27,7 +29,7 @@ def classifier_metadata(model: str, recipe, image_size: int, crop: int | None = 
         "image_size": str(image_size),
         "native_size": str(recipe.instrument.pixels),
         "crop": str(crop or recipe.instrument.pixels),
-        "in_chans": "1",
+        "in_chans": str(in_chans),
     }
 
 
@@ -43,9 +45,10 @@ class Classifier:
     image_size: int
     native_size: int
     crop: int | None = None
+    in_chans: int = 1
 
     def probabilities(self, images: Tensor | np.ndarray) -> np.ndarray:
-        """Class probabilities [n, classes] of raw images [n, 1, h, w] in any units of brightness.
+        """Class probabilities [n, classes] of raw images [n, c, h, w] in any units of brightness.
 
         A part at a time, so that a data set may be larger than memory.
         """
@@ -82,12 +85,13 @@ def load_classifier(path: str | Path) -> Classifier:
         ) from None
     network = create_model(metadata["model"], len(classes), size, in_chans)
     load_weights(network, path)
-    return Classifier(network.eval(), metadata["model"], metadata["recipe"], classes, size, native_size, crop)
+    network = network.eval()
+    return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans)
 
 
-def read_images(path: str | Path, size: int) -> np.ndarray:
-    """Images [n, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass], or from
-    the first image of a FITS file.
+def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:
+    """Images [n, in_chans, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass],
+    or from the first image of a FITS file. Colours may come first or last.
 
     InputError names what is wrong with the file; nothing in it is run.
     """
@@ -101,19 +105,19 @@ def read_images(path: str | Path, size: int) -> np.ndarray:
         raise InputError(f"'{path}': only .npy and FITS images are read here")
     if images.dtype.kind not in "fiu":
         raise InputError(f"'{path}': holds {images.dtype}, not numbers")
-    if (
-        images.ndim < 2
-        or images.shape[-2:] != (size, size)
-        or images.ndim == 4
-        and images.shape[1] != 1
-        or images.ndim > 4
-    ):
-        raise InputError(f"'{path}': has shape {images.shape}, and the network was trained on {size} x {size} pixels")
+    shape = images.shape
+    if in_chans > 1 and images.ndim > 2 and shape[-1] == in_chans:
+        images = np.moveaxis(images, -1, -3)
+    one, stack = (in_chans, size, size), (2, 3, 4) if in_chans == 1 else (3, 4)
+    wanted = images[..., None, :, :] if in_chans == 1 and images.ndim < 4 else images
+    if images.ndim not in stack or wanted.shape[-3:] != one:
+        colours = f" in {in_chans} colours" if in_chans > 1 else ""
+        raise InputError(f"'{path}': has shape {shape}, and the network was trained on {size} x {size} pixels{colours}")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
-        images = images.reshape(-1, size, size).astype(np.float32)
+        images = wanted.reshape(-1, *one).astype(np.float32)
     if not np.isfinite(images).all():
         raise InputError(f"'{path}': has {int((~np.isfinite(images)).sum())} pixels that are NaN or infinite")
-    if not len(images) or (np.ptp(images, axis=(1, 2)) == 0).any():
+    if not len(images) or (np.ptp(images, axis=(2, 3)) == 0).any():
         raise InputError(f"'{path}': holds no image, or one whose pixels are all equal")
     return images
 
@@ -138,6 +142,6 @@ def predict_files(classifier: Classifier, paths: list[Path], progress=True):
 
     for path in tqdm(paths, desc="predict", unit="file", disable=None if progress else True):
         try:
-            yield path, classifier.probabilities(read_images(path, classifier.native_size)[:, None])
+            yield path, classifier.probabilities(read_images(path, classifier.native_size, classifier.in_chans))
         except InputError as error:
             yield path, error

@@ -94,21 +94,6 @@ def _blur(padded: Tensor, kernel: list[float], dim: int) -> Tensor:
     return sum(weight * padded.narrow(dim, shift, size) for shift, weight in enumerate(kernel))
 
 
-class NoNoise(Strict):
-    """No noise at all, as DeepLenseSim's Models II and III are coded (simple_sim_2 drops the noise it draws)."""
-
-    kind: Literal["none"]
-
-    def draw(self, stream, n):
-        return {}
-
-    def scale(self, images: Tensor, params: dict[str, Tensor]) -> Tensor | None:
-        return None
-
-    def add(self, images, params, source):
-        return images
-
-
 class Exposure(Strict):
     """Photons collected for `exposure_time` seconds over a background of deviation `background_rms` a pixel.
 
@@ -125,16 +110,44 @@ class Exposure(Strict):
         return {name: getattr(self, name).draw(stream(name), n) for name in names if getattr(self, name)}
 
     def scale(self, images: Tensor, params: dict[str, Tensor]) -> Tensor | None:
-        """Factor [n] that brings noise-free images [n, h, w] to their peak signal-to-noise; None if none is set."""
+        """Factor [n] that brings noise-free images [n, c, h, w] to their peak signal-to-noise; None if none is set."""
         if self.peak_snr is None:
             return None
         background, time, snr = params["background_rms"], params["exposure_time"], params["peak_snr"]
         peak = (snr**2 / time + torch.sqrt(snr**4 / time**2 + 4 * snr**2 * background**2)) / 2
-        return peak / images.amax((1, 2))
+        return peak / images.flatten(1).amax(1)
+
+    def add(self, images: Tensor, params: dict[str, Tensor], source) -> Tensor:
+        """Images [n, c, h, w] with noise drawn from `source`."""
+        whole = (-1,) + (1,) * (images.ndim - 1)
+        background, time = (params[name].reshape(whole) for name in ("background_rms", "exposure_time"))
+        return self.expose(images, background, time, source)
+
+
+class NoNoise(Exposure):
+    """No noise at all, as DeepLenseSim's Models II and III are coded (simple_sim_2 drops the noise it draws).
+
+    It may state an exposure, so that one word, another `kind`, turns the noise on.
+    """
+
+    kind: Literal["none"]
+    background_rms: prior(low=0) | None = None
+    exposure_time: prior(low=1e-9) | None = None
+
+    @model_validator(mode="after")
+    def _no_signal_to_noise(self):
+        if self.peak_snr is not None:
+            raise ValueError("peak_snr needs noise: set the kind to photon, sky or deeplense")
+        return self
+
+    def draw(self, stream, n):
+        return {}
+
+    def scale(self, images, params):
+        return None
 
     def add(self, images, params, source):
-        background, time = (params[name][:, None, None] for name in ("background_rms", "exposure_time"))
-        return self.expose(images, background, time, source)
+        return images
 
 
 class DeepLenseNoise(Exposure):
@@ -177,7 +190,7 @@ Noise = Annotated[NoNoise | DeepLenseNoise | PhotonNoise | SkyNoise, Field(discr
 
 class Instrument(Strict):
     """Pixels (of `pixel_scale` arcsec), point-spread function and noise. A source of magnitude `zero_point` sends one
-    count a second."""
+    count a second. With `divide_by_peak`, an image is cut at zero and divided by its brightest pixel in any band."""
 
     name: str
     pixels: int = Field(ge=8, le=4096)
@@ -185,6 +198,7 @@ class Instrument(Strict):
     zero_point: float | None = None
     psf: PSF
     noise: Noise
+    divide_by_peak: bool = False
 
 
 class NumpyNoise:

@@ -12,6 +12,10 @@ import numpy as np
 from lenslib.errors import InputError
 
 
+# point masses that stand for a string
+STRING_PIECES = 1000
+
+
 class Scene(NamedTuple):
     """One lens in lenstronomy's words: pass the lists to LensModel, LightModel, PixelGrid and PSF."""
 
@@ -25,29 +29,31 @@ class Scene(NamedTuple):
     kwargs_lens_light: list[dict[str, float]]
 
 
-def lenstronomy_scene(batch, i: int) -> Scene:
-    """Image i of a `Batch` as lenstronomy model lists and keyword lists (lenstronomy 1.12 or newer).
+def lenstronomy_scene(batch, i: int, channel: int = 0) -> Scene:
+    """Image i of a `Batch`, in one of its channels, as lenstronomy model lists and keyword lists (lenstronomy 1.12 or
+    newer).
 
-    The point-spread function is GAUSSIAN where the recipe's is one Gaussian, PIXEL with the same kernel otherwise.
+    The point-spread function is GAUSSIAN where the recipe's is one Gaussian, PIXEL with the same kernel otherwise. A
+    string, which lenstronomy has not, becomes `STRING_PIECES` point masses.
     """
     if not -len(batch) <= i < len(batch):
         raise InputError(f"no image {i} in a batch of {len(batch)}")
     recipe = batch.recipe
+    if not 0 <= channel < recipe.channels:
+        raise InputError(f"no channel {channel} in images of {recipe.channels}")
     value = {name: float(column[i]) for name, column in batch.params.items()}
-    lens = {"theta_E": value["lens_theta_E"]}
-    lens |= {name: value[f"lens_{name}"] for name in ("e1", "e2", "center_x", "center_y")}
-    if recipe.lens.profile == "epl":
-        lens["gamma"] = value["gamma"]
-    models, keywords = (
-        [recipe.lens.profile.upper(), "SHEAR"],
-        [lens, {name: value[name] for name in ("gamma1", "gamma2")}],
-    )
-    for x, y, theta_E in zip(*(batch.substructure[name][i].tolist() for name in ("x", "y", "theta_E")), strict=True):
-        if theta_E > 0:
-            models.append("POINT_MASS")
-            keywords.append({"theta_E": theta_E, "center_x": x, "center_y": y})
-    light = [_sersic(value, "source_", own="")]
-    lens_light = [_sersic(value, "lens_light_", own="lens_light_")] if "lens_light_amp" in value else []
+    models, keywords = _smooth_lenses(recipe, value)
+    population = recipe.substructure.populations.get(recipe.classes[int(batch.labels[i])])
+    if population is not None:
+        pieces = {name: column[i].tolist() for name, column in batch.substructure.items()}
+        for k, theta_E in enumerate(pieces["theta_E"]):
+            if theta_E > 0:
+                piece = {name: column[k] for name, column in pieces.items()}
+                named, given = _substructure(population.profile, piece)
+                models, keywords = models + named, keywords + given
+    band = list(recipe.bands or [""])[channel]
+    light = _light(recipe, value, "source", "", band, channel)
+    lens_light = _light(recipe, value, "lens_light", "lens_light_", band, channel) if recipe.lens_light else ([], [])
     pixels, scale = recipe.instrument.pixels, recipe.instrument.pixel_scale
     corner = -(pixels - 1) / 2 * scale
     grid = {
@@ -57,25 +63,72 @@ def lenstronomy_scene(batch, i: int) -> Scene:
         "ra_at_xy_0": corner,
         "dec_at_xy_0": corner,
     }
-    sersics = ["SERSIC_ELLIPSE"]
-    psf = _psf(recipe.instrument)
-    return Scene(models, keywords, sersics, light, grid, psf, sersics * len(lens_light), lens_light)
+    return Scene(models, keywords, *light, grid, _psf(recipe.psfs()[channel], scale), *lens_light)
 
 
-def _sersic(value: dict[str, float], prefix: str, own: str) -> dict[str, float]:
-    light = {name: value[own + name] for name in ("amp", "R_sersic", "n_sersic")}
-    return light | {name: value[prefix + name] for name in ("e1", "e2", "center_x", "center_y")}
+def _smooth_lenses(recipe, value: dict[str, float]) -> tuple[list[str], list[dict[str, float]]]:
+    """The main lens, shear and companions."""
+    lens = {"theta_E": value["lens_theta_E"]}
+    lens |= {name: value[f"lens_{name}"] for name in ("e1", "e2", "center_x", "center_y")}
+    if recipe.lens.profile == "epl":
+        lens["gamma"] = value["gamma"]
+    models = [recipe.lens.profile.upper(), "SHEAR"]
+    keywords = [lens, {name: value[name] for name in ("gamma1", "gamma2")}]
+    for name, group in recipe.companions.items():
+        own = ("theta_E", "center_x", "center_y", *(("e1", "e2") if group.profile == "sie" else ()))
+        models += [{"sie": "SIE", "point": "POINT_MASS"}[group.profile]] * group.count
+        keywords += [{key: value[f"{name}_{k}_{key}"] for key in own} for k in range(group.count)]
+    return models, keywords
 
 
-def _psf(instrument) -> dict[str, Any]:
-    psf, scale = instrument.psf, instrument.pixel_scale
+def _substructure(profile: str, piece: dict[str, float]) -> tuple[list[str], list[dict[str, float]]]:
+    """One piece of dark substructure as lens models and their keywords."""
+    center = {"center_x": piece["x"], "center_y": piece["y"]}
+    if profile == "string":
+        along = ((np.arange(STRING_PIECES) + 0.5) / STRING_PIECES - 0.5) * piece["length"]
+        xs, ys = piece["x"] + along * np.cos(piece["angle"]), piece["y"] + along * np.sin(piece["angle"])
+        theta_E = piece["theta_E"] / STRING_PIECES**0.5
+        keywords = [{"theta_E": theta_E, "center_x": x, "center_y": y} for x, y in zip(xs, ys, strict=True)]
+        return ["POINT_MASS"] * STRING_PIECES, keywords
+    if profile == "pseudo_jaffe":
+        # lenstronomy's has a core, which must be there: far below a pixel
+        core = 1e-4 * piece["Rs"]
+        density = piece["theta_E"] ** 2 / (2 * core * piece["Rs"])
+        return ["PJAFFE"], [{"sigma0": density, "Ra": core, "Rs": piece["Rs"]} | center]
+    if profile == "tnfw":
+        return ["TNFW"], [_tnfw(piece) | center]
+    return ["POINT_MASS"], [{"theta_E": piece["theta_E"]} | center]
+
+
+def _tnfw(piece: dict[str, float]) -> dict[str, float]:
+    """Of the NFW profile that is cut, the deflection at its scale radius (Baltz et al. 2009, eq. A.4, has its mass)."""
+    import torch
+    from caustics.lenses import func
+
+    tau = torch.tensor(piece["r_trunc"] / piece["Rs"], dtype=torch.float64)
+    scale_mass = float(func.M0_totmass_tnfw(piece["theta_E"] ** 2, tau))
+    return {"Rs": piece["Rs"], "r_trunc": piece["r_trunc"], "alpha_Rs": scale_mass / piece["Rs"] * (1 - np.log(2))}
+
+
+def _light(recipe, value: dict[str, float], galaxy: str, own: str, band: str, channel: int):
+    """Light model and keywords of a galaxy in one band, each in a list."""
+    prefix, profile = f"{galaxy}_", getattr(recipe, galaxy).profile
+    light = {"amp": value[f"{own}amp"] * 10 ** (-0.4 * value.get(f"{prefix}colour_{band}", 0.0))}
+    light |= {name: value[prefix + name] for name in ("center_x", "center_y")}
+    if profile == "picture":
+        pictures = recipe.source.pictures()
+        picture = pictures[int(value["source_picture"])]
+        picture = picture[channel] if len(picture) == recipe.channels else picture.mean(0)
+        turn = {"phi_G": value["source_angle"], "scale": recipe.source.pixel_scale}
+        return ["INTERPOL"], [light | turn | {"image": picture.double().numpy()}]
+    light |= {name: value[own + name] for name in ("R_sersic", "n_sersic")}
+    return ["SERSIC_ELLIPSE"], [light | {name: value[prefix + name] for name in ("e1", "e2")}]
+
+
+def _psf(psf, scale: float) -> dict[str, Any]:
     if psf.gaussians is not None and len(psf.gaussians) == 1:
-        return {
-            "psf_type": "GAUSSIAN",
-            "fwhm": psf.gaussians[0].fwhm,
-            "pixel_size": scale,
-            "truncation": psf.truncation,
-        }
+        fwhm = psf.gaussians[0].fwhm
+        return {"psf_type": "GAUSSIAN", "fwhm": fwhm, "pixel_size": scale, "truncation": psf.truncation}
     return {"psf_type": "PIXEL", "kernel_point_source": psf.kernel(scale)}
 
 

@@ -75,6 +75,38 @@ def _power_law_deflection(x, y, q, phi, theta_E, slope):
     return strength * (sum_real * cos - sum_imag * sin), strength * (sum_real * sin + sum_imag * cos)
 
 
+def companion_deflection(params: dict[str, Tensor], name: str, count: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed deflection by companions of the lens: isothermal ellipsoids where `params` holds `<name>_0_e1`, point
+    masses otherwise. Each of `<name>_<k>_theta_E`, center_x, center_y (e1, e2) is [n], for k below `count`."""
+    from caustics.lenses import func
+
+    def column(key: str) -> Tensor:
+        return torch.stack([params[f"{name}_{k}_{key}"] for k in range(count)], 1)
+
+    theta_E, x0, y0 = column("theta_E"), column("center_x"), column("center_y")
+    if f"{name}_0_e1" not in params:
+        return point_mass_deflection(x0, y0, theta_E, x, y)
+    q, phi = ellipticity_to_polar(column("e1"), column("e2"))
+    x0, y0, q, phi, theta_E = (value[:, :, None, None] for value in (x0, y0, q, phi, theta_E))
+    alpha_x, alpha_y = func.reduced_deflection_angle_sie(x0, y0, q, phi, theta_E, x, y, s=SOFTENING)
+    return alpha_x.sum(1), alpha_y.sum(1)
+
+
+def substructure_deflection(points: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed deflection by k pieces of dark substructure a lens.
+
+    `points` holds x, y, theta_E [n, k] in arcsec, theta_E that of all the mass of a piece (0: no mass), and tells the
+    profile by what it holds besides: nothing for point masses, Rs for pseudo-Jaffe profiles, Rs and r_trunc for
+    truncated NFW profiles, length and angle for straight strings. Lengths are in arcsec, angles in radians.
+    """
+    x0, y0, theta_E = points["x"], points["y"], points["theta_E"]
+    if "length" in points:
+        return string_deflection(x0, y0, theta_E, points["length"], points["angle"], x, y)
+    if "Rs" in points:
+        return _extended_deflection(x0, y0, theta_E, points["Rs"], points.get("r_trunc"), x, y)
+    return point_mass_deflection(x0, y0, theta_E, x, y)
+
+
 def point_mass_deflection(x0: Tensor, y0: Tensor, theta_E: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Summed deflection by k point masses a lens; x0, y0, theta_E are [n, k] in arcsec, theta_E = 0 is no mass."""
     from caustics.lenses import func
@@ -82,3 +114,38 @@ def point_mass_deflection(x0: Tensor, y0: Tensor, theta_E: Tensor, x: Tensor, y:
     x0, y0, theta_E = (value[:, :, None, None] for value in (x0, y0, theta_E))
     alpha_x, alpha_y = func.reduced_deflection_angle_point(x0, y0, theta_E, x, y, s=POINT_SOFTENING)
     return alpha_x.sum(1), alpha_y.sum(1)
+
+
+def _extended_deflection(x0, y0, theta_E, Rs, r_trunc, x, y):
+    """Round profiles of total mass theta_E^2 (in pi Sigma_cr arcsec^2), by the mass within each radius."""
+    from caustics.lenses import func
+
+    x0, y0, theta_E, Rs = (value[:, :, None, None] for value in (x0, y0, theta_E, Rs))
+    dx, dy = x - x0, y - y0
+    radius = torch.sqrt(dx**2 + dy**2 + SOFTENING**2)
+    if r_trunc is None:
+        enclosed = func.mass_enclosed_2d_pseudo_jaffe(radius, theta_E**2, 0.0, Rs)
+    else:
+        tau = r_trunc[:, :, None, None] / Rs
+        enclosed = func.mass_enclosed_2d_tnfw(radius, Rs, tau, func.M0_totmass_tnfw(theta_E**2, tau))
+    strength = enclosed / radius**2
+    return (strength * dx).sum(1), (strength * dy).sum(1)
+
+
+def string_deflection(x0, y0, theta_E, length, angle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed deflection by k straight strings of even line density, each [n, k], of middle (x0, y0) and mass theta_E^2.
+
+    The conjugate deflection of a line from w1 to w2 is theta_E^2 / length e^(-i angle) ln[(z - w1) / (z - w2)]: the
+    point mass's 1 / (z - w), integrated along it. `angle` is that of the string with the x axis.
+    """
+    x0, y0, theta_E, length, angle = (value[:, :, None, None] for value in (x0, y0, theta_E, length, angle))
+    cos, sin, dx, dy = torch.cos(angle), torch.sin(angle), x - x0, y - y0
+    along, across = dx * cos + dy * sin, dy * cos - dx * sin
+    # a string of no length is a point mass: keep 0 / 0 away
+    length = length.clamp(min=1e-4)
+    squared = along**2 + across**2
+    # ln |(z - w1) / (z - w2)|, without the difference of two logarithms; infinite at the very ends
+    pull = torch.atanh((along * length / (squared + length**2 / 4)).clamp(-1 + 1e-7, 1 - 1e-7))
+    turn = torch.atan2(length * across, squared - length**2 / 4)
+    strength = theta_E**2 / length
+    return (strength * (pull * cos - turn * sin)).sum(1), (strength * (pull * sin + turn * cos)).sum(1)

@@ -1,75 +1,36 @@
 """A recipe: one readable YAML file that says what a data set is made of, and the draws it stands for."""
 
 import os
+import re
 import zlib
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from lenslib.cosmology import Cosmology
 from lenslib.errors import InputError, unknown
-from lenslib.instruments import Instrument
-from lenslib.priors import Ellipticity, Position, Shear, Strict, prior
-from lenslib.sources import sersic_flux
-from lenslib.substructure import Cosmology, Population, smooth_theta_E
+from lenslib.instruments import PSF, Instrument
+from lenslib.lenses import ClassLens, Companions, Lens
+from lenslib.pictures import PictureGalaxy
+from lenslib.priors import Shear, Strict, prior
+from lenslib.sources import Galaxy
+from lenslib.substructure import Population, smooth_theta_E, tracers
 
 # images of one class in a chunk; a chunk is the unit that is drawn and rendered with one fixed shape
 PER_CLASS = 32
 
 
-class Lens(Strict):
-    """The smooth lens: `sie`, or `epl` with a logarithmic density slope. Its size is an Einstein radius in arcsec, or a
-    mass in solar masses turned into one with the recipe's cosmology."""
+class Band(Strict):
+    """One colour: magnitudes to add to the source's and the lens galaxy's light, and its own point-spread function."""
 
-    profile: Literal["sie", "epl"] = "sie"
-    theta_E: prior(low=1e-3) | None = None
-    mass: prior(low=0) | None = None
-    slope: prior(1.05, 2.95) = Field(default={"value": 2.0}, validate_default=True)
-    ellipticity: Ellipticity
-    center: Position
-
-    @model_validator(mode="after")
-    def _one_size(self):
-        if (self.theta_E is None) == (self.mass is None):
-            raise ValueError("give exactly one of theta_E and mass")
-        if self.profile == "sie" and self.slope.support() != (2.0, 2.0):
-            raise ValueError("an sie has slope 2; use profile epl for other slopes")
-        return self
-
-
-class Galaxy(Strict):
-    """A galaxy's light: an elliptical Sersic profile, lengths in arcsec. `amp` is its brightness at the half-light
-    radius (flux an arcsec^2); with `magnitude` instead, that follows from the instrument's zero point."""
-
-    profile: Literal["sersic"] = "sersic"
-    amp: prior(low=0) | None = None
-    magnitude: prior() | None = None
-    R_sersic: prior(low=1e-4)
-    n_sersic: prior(0.3, 10)
-    ellipticity: Ellipticity
-    center: Position
-
-    @model_validator(mode="after")
-    def _one_brightness(self):
-        if self.amp is not None and self.magnitude is not None:
-            raise ValueError("give one of amp and magnitude (neither: amp 1)")
-        return self
-
-    def draw(self, stream, n: int, prefix: str, own: str, zero_point: float | None) -> dict[str, np.ndarray]:
-        """Parameters [n]; names of the profile begin with `own`, those of place and shape with `prefix`."""
-        amp = self.amp.draw(stream(own + "amp"), n) if self.amp is not None else np.ones(n)
-        drawn = {f"{own}amp": amp}
-        drawn |= {own + name: getattr(self, name).draw(stream(own + name), n) for name in ("R_sersic", "n_sersic")}
-        if self.magnitude is not None:
-            flux = 10 ** (-0.4 * (self.magnitude.draw(stream(own + "magnitude"), n) - zero_point))
-            drawn[f"{own}amp"] = flux / sersic_flux(drawn[f"{own}R_sersic"], drawn[f"{own}n_sersic"])
-        drawn[f"{prefix}e1"], drawn[f"{prefix}e2"] = self.ellipticity.draw(stream, n, prefix)
-        center = self.center.draw(stream, n, f"{prefix}center_")
-        return drawn | {f"{prefix}center_x": center[0], f"{prefix}center_y": center[1]}
+    source: prior() = Field(default={"value": 0.0}, validate_default=True)
+    lens_light: prior() = Field(default={"value": 0.0}, validate_default=True)
+    psf: PSF | None = None
 
 
 class Substructure(Strict):
@@ -85,7 +46,11 @@ class Substructure(Strict):
 
 
 class Recipe(Strict):
-    """All that a data set is made of. Load one with `load_recipe`; draw images with `sample`."""
+    """All that a data set is made of. Load one with `load_recipe`; draw images with `sample`.
+
+    `by_class` gives a class a lens or shear of its own, `companions` names more lenses in the lens's plane, and `bands`
+    the colours of an image, one channel each.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     title: str
@@ -94,13 +59,34 @@ class Recipe(Strict):
     cosmology: Cosmology
     lens: Lens
     shear: Shear
-    source: Galaxy
+    by_class: dict[str, ClassLens] = {}
+    companions: dict[str, Companions] = {}
+    source: Annotated[Galaxy | PictureGalaxy, Field(discriminator="profile")]
     lens_light: Galaxy | None = None
+    bands: dict[str, Band] | None = Field(None, min_length=1)
     substructure: Substructure
     instrument: Instrument
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _sersic_by_default(cls, value):
+        return {"profile": "sersic"} | value if isinstance(value, dict) else value
+
+    @field_validator("companions", "bands")
+    @classmethod
+    def _plain_names(cls, value):
+        for name in value or ():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"'{name}' is not a plain name: use letters, digits and _")
+        return value
+
     @model_validator(mode="after")
     def _classes(self):
+        for name, own in self.by_class.items():
+            if name not in self.classes:
+                raise ValueError(f"by_class names '{name}', which is not among the classes")
+            if own.lens is not None and own.lens.profile != self.lens.profile:
+                raise ValueError(f"by_class.{name}.lens must have the profile of the recipe's lens, {self.lens.profile}")
         stray = set(self.substructure.populations) - set(self.classes)
         if stray:
             raise ValueError(f"substructure.populations names {sorted(stray)}, which are not among the classes")
@@ -117,6 +103,15 @@ class Recipe(Strict):
     def chunk_size(self) -> int:
         return PER_CLASS * len(self.classes)
 
+    @property
+    def channels(self) -> int:
+        """Of an image: one a band."""
+        return len(self.bands or "1")
+
+    def psfs(self) -> tuple[PSF, ...]:
+        """The point-spread function of each channel."""
+        return tuple(band.psf or self.instrument.psf for band in (self.bands or {"": Band()}).values())
+
     def to_yaml(self) -> str:
         """The recipe as text that loads to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -124,14 +119,13 @@ class Recipe(Strict):
     def draw(self, seed: int, chunk: int) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """Everything drawn for one chunk, in float64, image order.
 
-        Returns labels [chunk_size], params (name to [chunk_size]) and, for each class with substructure, its point
-        masses (x, y in arcsec and mass in arcsec^2, each [PER_CLASS, k]) in the order of that class's images. Every
-        quantity has a random stream of its own, named after it: changing one prior leaves all other draws as they were.
+        Returns labels [chunk_size], params (name to [chunk_size]) and, for each class with substructure, its pieces
+        (see `lenslib.substructure`; each array [PER_CLASS, k]) in the order of that class's images. Every quantity has a random stream of its own, named after it: changing one prior leaves all other draws as they were.
         """
         n = self.chunk_size
         stream = partial(_stream, seed, chunk)
         labels = stream("order").permutation(np.repeat(np.arange(len(self.classes)), PER_CLASS))
-        params = self._draw_smooth(stream, n)
+        params = self._draw_smooth(stream, labels)
         fraction = self.substructure.mass_fraction
         fraction = np.zeros(n) if fraction is None else fraction.draw(stream("mass_fraction"), n)
         params["mass_fraction"] = np.zeros(n)
@@ -140,10 +134,10 @@ class Recipe(Strict):
             population = self.substructure.populations.get(name)
             if population is None:
                 continue
-            x, y, mass, drawn = population.draw(stream, n, self.cosmology, params["theta_E"], fraction)
+            pieces, drawn = population.draw(stream, n, self.cosmology, params["theta_E"], fraction)
             mine = labels == label
-            points[name] = {"x": x[mine], "y": y[mine], "mass": mass[mine]}
-            params["mass_fraction"][mine] = mass[mine].sum(1) / params["theta_E"][mine] ** 2
+            points[name] = {key: value[mine] for key, value in pieces.items()}
+            params["mass_fraction"][mine] = points[name]["mass"].sum(1) / params["theta_E"][mine] ** 2
             params |= {key: np.where(mine, value, np.nan) for key, value in drawn.items()}
             self._take_out(params, mine, points[name])
         scale = self.cosmology.deflection_scale
@@ -153,20 +147,25 @@ class Recipe(Strict):
             part["mass"] *= scale
         return labels, params, points
 
-    def _draw_smooth(self, stream, n: int) -> dict[str, np.ndarray]:
-        lens, params = self.lens, {}
-        if lens.theta_E is not None:
-            params["theta_E"] = lens.theta_E.draw(stream("theta_E"), n)
-        else:
-            params["theta_E"] = np.sqrt(self.cosmology.theta_E_squared(lens.mass.draw(stream("theta_E"), n)))
-        params["lens_theta_E"] = params["theta_E"].copy()
-        params["gamma"] = lens.slope.draw(stream("gamma"), n)
-        params["lens_e1"], params["lens_e2"] = lens.ellipticity.draw(stream, n, "lens_")
-        params["lens_center_x"], params["lens_center_y"] = lens.center.draw(stream, n, "lens_center_")
+    def _draw_smooth(self, stream, labels) -> dict[str, np.ndarray]:
+        n = len(labels)
+        params = self.lens.draw(stream, n, self.cosmology)
         params["gamma1"], params["gamma2"] = self.shear.draw(stream, n, "shear_")
+        for name, own in self.by_class.items():
+            mine = labels == self.classes.index(name)
+            drawn = own.lens.draw(stream, n, self.cosmology) if own.lens is not None else {}
+            if own.shear is not None:
+                drawn["gamma1"], drawn["gamma2"] = own.shear.draw(stream, n, "shear_")
+            params |= {key: np.where(mine, value, params[key]) for key, value in drawn.items()}
+        for name, companions in self.companions.items():
+            params |= companions.draw(stream, n, name, self.cosmology.deflection_scale)
         params |= self.source.draw(stream, n, "source_", "", self.instrument.zero_point)
         if self.lens_light is not None:
             params |= self.lens_light.draw(stream, n, "lens_light_", "lens_light_", self.instrument.zero_point)
+        for band, colours in (self.bands or {}).items():
+            for galaxy in ("source", "lens_light") if self.lens_light is not None else ("source",):
+                name = f"{galaxy}_colour_{band}"
+                params[name] = getattr(colours, galaxy).draw(stream(name), n)
         return params | self.instrument.noise.draw(stream, n)
 
     def _take_out(self, params, mine, points) -> None:
@@ -178,7 +177,7 @@ class Recipe(Strict):
             return
         lens = [params[name][mine] for name in ("theta_E", "gamma", "lens_e1", "lens_e2")]
         center = params["lens_center_x"][mine], params["lens_center_y"][mine]
-        params["lens_theta_E"][mine] = smooth_theta_E(*lens, center, points["x"], points["y"], points["mass"])
+        params["lens_theta_E"][mine] = smooth_theta_E(*lens, center, *tracers(points))
 
     def sample(
         self, count: int, seed: int = 0, start: int = 0, device="cpu", noise: bool = True, progress: bool = False

@@ -14,7 +14,7 @@ from lenslib.errors import InputError, unknown
 from lenslib.instruments import NumpyNoise
 from lenslib.priors import Pair, Prior
 from lenslib.recipe import Recipe, parse_recipe
-from lenslib.simulate import brighten, render
+from lenslib.simulate import as_points, brighten, render
 
 # every dial: name as in `Batch.params`, place in the recipe (* is each population that has it), label with unit
 _DIALS = """
@@ -65,8 +65,8 @@ class Dial:
 
 
 class Picture(NamedTuple):
-    """One scene. Images are float32 [h, w] in rows of +y: without noise, with it, and without substructure (same total
-    lens, same source). `params` and `substructure` are those of a `Batch`, for this image."""
+    """One scene. Images are float32 [h, w] in rows of +y, the mean of all bands: without noise, with it, and without
+    substructure (same total lens, same source). `params` and `substructure` are those of a `Batch`, for this image."""
 
     clean: np.ndarray
     noisy: np.ndarray
@@ -96,8 +96,8 @@ def _find(recipe: Recipe, place: str):
     """What a recipe has at a place: a prior, a number, the pair that holds a component, or None."""
     thing = recipe
     for name in place.split("."):
-        if place == "lens.theta_E" and recipe.lens.mass is not None and name == "theta_E":
-            return recipe.lens.mass
+        if place == "lens.theta_E" and name == "theta_E":
+            return recipe.lens.size
         if isinstance(thing, Pair):
             return thing
         thing = thing.get(name) if isinstance(thing, dict) else getattr(thing, name, None)
@@ -105,7 +105,10 @@ def _find(recipe: Recipe, place: str):
 
 
 def _is_moot(recipe: Recipe, name: str) -> bool:
-    """Whether something else decides: an sie its slope, the signal-to-noise the brightness, the mass the number."""
+    """Whether something else decides: an sie its slope, the signal-to-noise the brightness, the mass the number, and
+    without noise nothing its strength."""
+    if recipe.instrument.noise.kind == "none" and name in ("background_rms", "exposure_time"):
+        return True
     fractional = name == "subhalo_count" and recipe.substructure.mass_fraction is not None
     bright = name == "amp" and getattr(recipe.instrument.noise, "peak_snr", None) is not None
     return fractional or bright or (name == "gamma" and recipe.lens.profile == "sie")
@@ -122,8 +125,8 @@ def _range(recipe: Recipe, name: str, place: str, thing) -> tuple[float, float, 
         low, high = _support(component)
         return (low, high, False) if low < high else (low - 0.3, high + 0.3, False)
     low, high = _support(thing) if isinstance(thing, Prior) else (thing, thing)
-    if name == "theta_E" and recipe.lens.mass is not None:
-        low, high = (float(np.sqrt(recipe.cosmology.theta_E_squared(mass))) for mass in (low, high))
+    if name == "theta_E":
+        low, high = (float(recipe.lens.einstein_radius(size, recipe.cosmology)) for size in (low, high))
     if low < high:
         return low, high, thing.log_uniform is not None
     return (low / 3, low * 3, True) if low > 0 else (0.0, 1.0, False)
@@ -170,7 +173,7 @@ def pinned(recipe: Recipe, values: dict[str, float]) -> Recipe:
             raise unknown("dial", name, known)
     if missing := sorted(set(known) - set(values)):
         raise InputError(f"no value for {', '.join(missing)}: start from default_scene and change what you like")
-    changes = {"lens.mass": None}
+    changes = {"lens.mass": None, "lens.sigma_v": None, "by_class": {}}
     for name, dial in known.items():
         for place in dial.places:
             changes[place] = round(values[name]) if name == "subhalo_count" else float(values[name])
@@ -196,8 +199,7 @@ def draw_scene(recipe: Recipe, values: dict[str, float], label: str, seed: int =
     params = {name: torch.tensor([value[image]], dtype=torch.float32) for name, value in drawn.items()}
     without, points = params | {"lens_theta_E": params["theta_E"]}, {}
     if label in populations and values.get("mass_fraction") != 0:
-        x, y, mass = (torch.from_numpy(populations[label][name][:1]).float() for name in ("x", "y", "mass"))
-        points = {"x": x, "y": y, "theta_E": mass.sqrt()}
+        points = as_points({name: value[:1] for name, value in populations[label].items()})
     else:
         params = dict(without)
     clean, smooth = render(scene, params, points), render(scene, without)
@@ -207,7 +209,7 @@ def draw_scene(recipe: Recipe, values: dict[str, float], label: str, seed: int =
         clean, smooth = clean * factor, smooth * factor
     noisy = noise.add(clean, params, NumpyNoise(np.random.default_rng([seed, 1])))
     return Picture(
-        *(picture[0].numpy() for picture in (clean, noisy, smooth)),
+        *(picture[0].mean(0).numpy() for picture in (clean, noisy, smooth)),
         {name: float(value[0]) for name, value in params.items()},
         {name: value[0].numpy() for name, value in points.items()},
     )

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from lenslib.errors import InputError
 from lenslib.instruments import NumpyNoise, TorchNoise, convolve
-from lenslib.optics import macro_deflection, pixel_grid, point_mass_deflection
+from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, substructure_deflection
+from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
 from lenslib.sources import sersic
 
@@ -32,11 +33,12 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 class Batch:
     """Simulated lenses.
 
-    images: float32 [n, c, h, w], rows along +y and columns along +x; flux a pixel, where `amp` is
-        flux an arcsec^2; with noise, in the units of the recipe's instrument.
+    images: float32 [n, c, h, w], rows along +y and columns along +x, one channel a band of the recipe; flux a pixel,
+        where `amp` is flux an arcsec^2; with noise, in the units of the recipe's instrument.
     labels: int64 [n], an index into `recipe.classes`.
     params: name to float32 [n], in lenstronomy's names; theta_E is that of all mass, lens_theta_E of the smooth lens.
-    substructure: x, y, theta_E in arcsec, each float32 [n, k]; theta_E = 0 is an empty place.
+    substructure: x, y, theta_E in arcsec, each float32 [n, k]; theta_E = 0 is an empty place. Where a population is not
+        of point masses, what its profile needs besides (see `substructure_deflection`; 0 for the other classes).
     """
 
     images: Tensor
@@ -48,11 +50,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to_lenstronomy(self, i: int):
+    def to_lenstronomy(self, i: int, channel: int = 0):
         """Lens and light model lists and keyword lists of image i for lenstronomy (see `lenslib.interop.Scene`)."""
         from lenslib.interop import lenstronomy_scene
 
-        return lenstronomy_scene(self, i)
+        return lenstronomy_scene(self, i, channel)
 
     def to_autolens(self, i: int):
         """Image i's lens and source as a PyAutoLens `Tracer` (see `lenslib.interop.autolens_tracer`)."""
@@ -62,9 +64,9 @@ class Batch:
 
 
 def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] | None = None) -> Tensor:
-    """Noise-free images [n, h, w] of scenes: differentiable, on the device and in the precision of `params`.
+    """Noise-free images [n, c, h, w] of scenes: differentiable, on the device and in the precision of `params`.
 
-    `params` as in `Batch.params`, `points` as in `Batch.substructure`; the point-spread function is applied.
+    `params` as in `Batch.params`, `points` as for `substructure_deflection`; the point-spread function is applied.
     """
     return _render(recipe, params, points, *EAGER)
 
@@ -72,23 +74,55 @@ def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] 
 def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
     some, instrument = params["lens_theta_E"], recipe.instrument
     x, y = _grid(instrument.pixels, instrument.pixel_scale, some.device, some.dtype)
-    alpha = (
-        deflection(points["x"], points["y"], points["theta_E"], x, y) if points else torch.zeros(2, 1, 1, 1).to(some)
-    )
-    light = scene(params, *alpha, x, y, recipe.lens.profile) * instrument.pixel_scale**2
-    return blur(light, instrument.psf.profiles(instrument.pixel_scale))
+    alpha = deflection(points, x, y) if points else torch.zeros(2, 1, 1, 1).to(some)
+    light = scene(params, *alpha, x, y, *_plan(recipe, some)) * instrument.pixel_scale**2
+    psfs, scale = recipe.psfs(), instrument.pixel_scale
+    if len(set(psfs)) == 1:
+        return blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
+    channels = zip(light.unbind(1), psfs, strict=True)
+    return torch.stack([blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
 
 
-def _scene(params, extra_x, extra_y, x, y, profile) -> Tensor:
+def _plan(recipe, some: Tensor):
+    """What of a recipe shapes the drawing of a scene, and is not a number of it."""
+    companions = tuple((name, group.count) for name, group in recipe.companions.items())
+    pictures, pixel_scale = None, 0.0
+    if recipe.source.profile == "picture":
+        pictures, pixel_scale = recipe.source.pictures().to(some), recipe.source.pixel_scale
+        if pictures.shape[1] != recipe.channels:
+            # grey pictures in every colour, and coloured ones as grey
+            pictures = pictures.mean(1, keepdim=True).expand(-1, recipe.channels, -1, -1)
+    return recipe.lens.profile, companions, tuple(recipe.bands or ()), pictures, pixel_scale
+
+
+def _scene(params, extra_x, extra_y, x, y, profile, companions, bands, pictures, pixel_scale) -> Tensor:
     alpha_x, alpha_y = macro_deflection(params, x, y, profile)
-    light = sersic(params, x - alpha_x - extra_x, y - alpha_y - extra_y)
-    return light + sersic(params, x, y, "lens_light") if "lens_light_amp" in params else light
+    alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
+    for name, count in companions:
+        more_x, more_y = companion_deflection(params, name, count, x, y)
+        alpha_x, alpha_y = alpha_x + more_x, alpha_y + more_y
+    if pictures is None:
+        light = sersic(params, x - alpha_x, y - alpha_y)[:, None]
+    else:
+        light = interpolated(params, x - alpha_x, y - alpha_y, pictures, pixel_scale)
+    light = _coloured(light, params, "source", bands)
+    if "lens_light_amp" in params:
+        light = light + _coloured(sersic(params, x, y, "lens_light")[:, None], params, "lens_light", bands)
+    return light
+
+
+def _coloured(light: Tensor, params, galaxy: str, bands) -> Tensor:
+    """Light [n, 1 or c, h, w] in each band [n, c, h, w]."""
+    if not bands:
+        return light
+    magnitudes = torch.stack([params[f"{galaxy}_colour_{band}"] for band in bands], 1)
+    return light * (10 ** (-0.4 * magnitudes))[:, :, None, None]
 
 
 # of the images of one class in a chunk, each part with noise of its own seed
 NOISE_PARTS = 4
 _AMPLITUDES = {"amp", "lens_light_amp"}
-EAGER = _scene, point_mass_deflection, convolve
+EAGER = _scene, substructure_deflection, convolve
 _grid = lru_cache(pixel_grid)
 
 
@@ -146,23 +180,32 @@ def _chunk(recipe: Recipe, seed: int, chunk: int, device: str, noise: bool) -> B
     tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
     params = {name: tensor(value) for name, value in drawn.items()}
     most = max((part["x"].shape[1] for part in populations.values()), default=0)
-    substructure = {name: torch.zeros(len(labels), most, device=device) for name in ("x", "y", "theta_E")}
+    names = {"x", "y", "theta_E"}.union(*populations.values()) - {"mass"}
+    substructure = {name: torch.zeros(len(labels), most, device=device) for name in sorted(names)}
     pixels = recipe.instrument.pixels
-    images = torch.empty(len(labels), 1, pixels, pixels, device=device)
+    images = torch.empty(len(labels), recipe.channels, pixels, pixels, device=device)
     classes = [torch.from_numpy(np.flatnonzero(labels == label)).to(device) for label in range(len(recipe.classes))]
     for mine, name in zip(classes, recipe.classes, strict=True):
         scenes, points = {key: value[mine] for key, value in params.items()}, None
         if name in populations:
-            part = populations[name]
-            points = {"x": tensor(part["x"]), "y": tensor(part["y"]), "theta_E": tensor(part["mass"]).sqrt()}
+            points = as_points(populations[name], tensor)
             for key, value in points.items():
                 substructure[key][mine, : value.shape[1]] = value
-        images[mine, 0] = _expose_to_scale(recipe, scenes, points, device)
+        images[mine] = _expose_to_scale(recipe, scenes, points, device)
         for key in _AMPLITUDES & params.keys():
             params[key][mine] = scenes[key]
     if noise:
         _add_noise(recipe, images, params, classes, [seed, chunk], device)
+        if recipe.instrument.divide_by_peak:
+            images = images.clamp(min=0)
+            images /= images.amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
     return Batch(images, torch.as_tensor(labels, device=device), params, substructure, recipe)
+
+
+def as_points(pieces: dict[str, np.ndarray], tensor=partial(torch.as_tensor, dtype=torch.float32)) -> dict[str, Tensor]:
+    """What `Recipe.draw` says of a population, as `substructure_deflection` takes it."""
+    points = {name: tensor(value) for name, value in pieces.items() if name != "mass"}
+    return points | {"theta_E": tensor(pieces["mass"]).sqrt()}
 
 
 def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
@@ -172,7 +215,7 @@ def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
     if factor is None:
         return images
     brighten(scenes, factor)
-    return images * factor[:, None, None]
+    return images * factor[:, None, None, None]
 
 
 def brighten(params: dict[str, Tensor], factor: Tensor) -> None:
@@ -189,7 +232,7 @@ def _add_noise(recipe, images, params, classes, key, device) -> None:
         else:
             source = TorchNoise(int(seeds.generate_state(1, np.uint64)[0] >> 1), device)
         scenes = {name: value[mine] for name, value in params.items()}
-        images[mine, 0] = recipe.instrument.noise.add(images[mine, 0], scenes, source)
+        images[mine] = recipe.instrument.noise.add(images[mine], scenes, source)
 
     # numpy draws with the interpreter's lock released: parts of a chunk are exposed side by side, cores kept busy
     parts = [(label, k, mine) for label, rows in enumerate(classes) for k, mine in enumerate(rows.chunk(NOISE_PARTS))]

@@ -50,7 +50,7 @@ class Stream:
             raise InputError(f"image_size must be at least 1, not {self.image_size}")
         # what does not fit the recipe is refused here, not in the middle of a run
         pixels = self.recipe.instrument.pixels
-        prepare(torch.zeros(1, 1, pixels, pixels), self.image_size, self.crop)
+        prepare(torch.zeros(1, self.recipe.channels, pixels, pixels), self.image_size, self.crop)
 
     def __len__(self) -> int:
         """Images of one epoch."""
@@ -59,6 +59,10 @@ class Stream:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.recipe.classes
+
+    @property
+    def channels(self) -> int:
+        return self.recipe.channels
 
     @property
     def digest(self) -> str:

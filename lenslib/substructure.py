@@ -1,7 +1,8 @@
-"""Populations of dark substructure: where the mass is, as point masses a lens.
+"""Populations of dark substructure: where the mass is, lens by lens.
 
-A population draws [n, k] positions in arcsec and masses as squared Einstein radii in arcsec^2 (an Einstein radius
-squared is proportional to mass; 0 is an empty place in the list).
+A population draws, for each lens, k pieces of mass as a dict of [n, k] arrays: x, y in arcsec, `mass` as a squared
+Einstein radius in arcsec^2 (which is proportional to mass; 0 is an empty place), and what its density profile needs
+besides: Rs and r_trunc in arcsec for extended subhalos, length (arcsec) and angle (radians) for a string.
 """
 
 from functools import lru_cache
@@ -10,72 +11,15 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from lenslib.cosmology import Cosmology
 from lenslib.priors import Position, Strict, prior
 
-
-class Cosmology(Strict):
-    """Flat Lambda-CDM and the redshifts of lens and source.
-
-    `distances: luminosity` converts a mass to an Einstein radius as DeepLenseSim does (deeplense/lens.py,
-    mass_to_radius): luminosity distances, and their difference in place of the lens-source distance.
-    """
-
-    H0: float = Field(70.0, gt=0)
-    Om0: float = Field(0.3, gt=0, lt=1)
-    Ob0: float = Field(0.05, ge=0, lt=1)
-    z_lens: float = Field(gt=0)
-    z_source: float = Field(gt=0)
-    distances: Literal["angular_diameter", "luminosity"] = "angular_diameter"
-    z_source_convention: float | None = None
-
-    @model_validator(mode="after")
-    def _order(self):
-        if min(self.z_source, self.z_source_convention or self.z_source) <= self.z_lens:
-            raise ValueError("z_source must be above z_lens")
-        return self
-
-    @property
-    def deflection_scale(self) -> float:
-        """What the recipe's deflections are multiplied by: 1, unless they are stated for a source at
-        `z_source_convention`, as in lenstronomy's multi-plane mode."""
-        if self.z_source_convention is None:
-            return 1.0
-        return _distance_ratio(self) / _distance_ratio(self.model_copy(update={"z_source": self.z_source_convention}))
-
-    def theta_E_squared(self, mass):
-        """Squared Einstein radius in arcsec^2 of a point mass in solar masses (any shape)."""
-        return np.asarray(mass) * _theta_E_squared_per_mass(self)
-
-
-@lru_cache
-def _theta_E_squared_per_mass(cosmology: Cosmology) -> float:
-    """4 G M_sun / c^2 D_ls / (D_l D_s) in arcsec^2."""
-    from astropy import constants, units
-
-    model = _flat_lambda_cdm(cosmology)
-    z_lens, z_source = cosmology.z_lens, cosmology.z_source
-    if cosmology.distances == "luminosity":
-        lens, source = model.luminosity_distance(z_lens), model.luminosity_distance(z_source)
-        between = source - lens
-    else:
-        lens, source = model.angular_diameter_distance(z_lens), model.angular_diameter_distance(z_source)
-        between = model.angular_diameter_distance_z1z2(z_lens, z_source)
-    squared = 4 * constants.G * constants.M_sun / constants.c**2 * between / (lens * source)
-    return float(squared.to(units.dimensionless_unscaled)) * units.rad.to(units.arcsec) ** 2
-
-
-@lru_cache
-def _distance_ratio(cosmology: Cosmology) -> float:
-    """D_ls / D_s."""
-    model = _flat_lambda_cdm(cosmology)
-    between = model.angular_diameter_distance_z1z2(cosmology.z_lens, cosmology.z_source)
-    return float(between / model.angular_diameter_distance(cosmology.z_source))
-
-
-def _flat_lambda_cdm(cosmology: Cosmology):
-    from astropy.cosmology import FlatLambdaCDM
-
-    return FlatLambdaCDM(H0=cosmology.H0, Om0=cosmology.Om0, Ob0=cosmology.Ob0)
+# km/s x eV: the de Broglie wavelength h / (m v) in kpc is this over m v (h c = 1.23984e-6 eV m)
+_DE_BROGLIE = 1.239841984e-6 * 299792.458 / 3.0856775814913673e19
+# what a piece of each profile needs besides x, y and mass
+PROFILE_NEEDS = {"point": (), "pseudo_jaffe": ("Rs",), "tnfw": ("Rs", "r_trunc"), "string": ("length", "angle")}
+# pieces that stand for one extended mass where mass is counted inside a contour
+TRACERS = 32
 
 
 class EqualMass(Strict):
@@ -86,13 +30,18 @@ class EqualMass(Strict):
 
 class PowerLaw(Strict):
     """dN/dm proportional to m^slope. Bounds in solar masses, or as fractions: `low_fraction` of the mass within the
-    Einstein radius, and `high_of_total` of all substructure."""
+    Einstein radius, and `high_of_total` of all substructure.
+
+    `suppression`, in solar masses, is the M_0 of fuzzy dark matter: dN/dm times (1 + (m / M_0)^-1.1)^-2.2
+    (Schive et al. 2016, ApJ 818, 89). It goes with bounds in solar masses, whose number it lowers.
+    """
 
     slope: float
     low: float | None = Field(None, gt=0)
     high: float | None = Field(None, gt=0)
     low_fraction: float | None = Field(None, gt=0, lt=1)
     high_of_total: float | None = Field(None, gt=0, le=1)
+    suppression: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _bounds(self):
@@ -103,6 +52,8 @@ class PowerLaw(Strict):
             raise ValueError("low must be below high")
         if self.slope == -1:
             raise ValueError("slope -1 is not supported (the inverse needs slope + 1 to differ from 0)")
+        if self.suppression is not None and self.low is None:
+            raise ValueError("suppression goes with low and high in solar masses")
         return self
 
     def draw(self, u: np.ndarray, low, high) -> np.ndarray:
@@ -110,25 +61,38 @@ class PowerLaw(Strict):
         power = self.slope + 1
         return (low**power + (high**power - low**power) * u) ** (1 / power)
 
+    def kept(self, mass: np.ndarray) -> np.ndarray:
+        """The share that `suppression` leaves of subhalos of that mass."""
+        return 1.0 if self.suppression is None else (1 + (mass / self.suppression) ** -1.1) ** -2.2
+
 
 class Subhalos(Strict):
-    """Point masses with a power-law mass function, each placed independently.
+    """Subhalos with a power-law mass function, each placed independently.
 
     With equal masses or masses in solar masses there are exactly `count`, or, with `poisson`, a Poisson number of mean
     `count`. With fractional masses, subhalos are drawn until they hold the mass fraction (the last one is cut to fit)
     and `count` is the most there can be.
+
+    `profile`: a `point`; a `pseudo_jaffe`, cut by the tide of the lens at Rs = (theta_E_subhalo^2 theta_E)^(1/3)
+    (Dalal & Kochanek 2002, ApJ 572, 25, sec. 2, written in total mass); or a `tnfw` (Baltz, Marshall & Oguri 2009,
+    JCAP 01, 015) cut at `truncation` scale radii, its scale radius that of an NFW halo of the same mass with the
+    concentration of Dutton & Maccio 2014 (MNRAS 441, 3359). The mass is the total of each.
     """
 
     kind: Literal["subhalos"]
+    profile: Literal["point", "pseudo_jaffe", "tnfw"] = "point"
+    truncation: float | None = Field(None, gt=0.1, le=100)
     count: int = Field(gt=0, le=2000)
     poisson: bool = False
     mass: PowerLaw | EqualMass
     position: Position
 
     @model_validator(mode="after")
-    def _countable(self):
+    def _consistent(self):
         if self.poisson and self.needs_fraction and isinstance(self.mass, PowerLaw):
             raise ValueError("poisson is for equal masses and masses in solar masses")
+        if (self.profile == "tnfw") != (self.truncation is not None):
+            raise ValueError("a tnfw needs a truncation, and the other profiles have none")
         return self
 
     @property
@@ -136,6 +100,18 @@ class Subhalos(Strict):
         return isinstance(self.mass, EqualMass) or self.mass.low_fraction is not None
 
     def draw(self, stream, n, cosmology, theta_E, mass_fraction):
+        x, y, mass = self._draw_points(stream, n, cosmology, theta_E, mass_fraction)
+        points = {"x": x, "y": y, "mass": mass}
+        if self.profile == "pseudo_jaffe":
+            # an empty place has a size as well, so that it deflects by 0 and not by 0 / 0
+            points["Rs"] = np.maximum(mass * theta_E[:, None], 1e-15) ** (1 / 3)
+        elif self.profile == "tnfw":
+            solar = np.maximum(mass / cosmology.theta_E_squared(1.0), 1.0)
+            points["Rs"] = cosmology.r200(solar) / concentration(solar, cosmology)
+            points["r_trunc"] = self.truncation * points["Rs"]
+        return points, {}
+
+    def _draw_points(self, stream, n, cosmology, theta_E, mass_fraction):
         # 8 standard deviations above the mean
         most = self.count + int(8 * np.sqrt(self.count)) + 1 if self.poisson else self.count
         shape, there = (n, most), np.ones((n, most))
@@ -145,34 +121,54 @@ class Subhalos(Strict):
         x, y = self.position.draw(stream, shape, "subhalo_")
         if isinstance(self.mass, EqualMass):
             share = mass_fraction * theta_E**2 / there.sum(1).clip(min=1)
-            return x, y, there * share[:, None], {}
+            return x, y, there * share[:, None]
         u = stream("subhalo_mass").random(shape)
         if self.mass.low is not None:
-            return x, y, there * cosmology.theta_E_squared(self.mass.draw(u, self.mass.low, self.mass.high)), {}
+            mass = self.mass.draw(u, self.mass.low, self.mass.high)
+            there *= stream("subhalo_kept").random(shape) < self.mass.kept(mass)
+            return x, y, there * cosmology.theta_E_squared(mass)
         total = mass_fraction[:, None]
         high = self.mass.high_of_total * np.maximum(total, 1e-12)  # so that no mass at all is a number too
         low = np.minimum(self.mass.low_fraction, 0.5 * high)
         held = self.mass.draw(u, low, high).cumsum(1)
         # should all of the list not reach the total, it is scaled up to it
         held = np.minimum(held * np.maximum(1, total / held[:, -1:]), total)
-        return x, y, np.diff(held, prepend=0, axis=1) * theta_E[:, None] ** 2, {}
+        return x, y, np.diff(held, prepend=0, axis=1) * theta_E[:, None] ** 2
+
+
+def concentration(mass, cosmology: Cosmology):
+    """Of NFW halos of `mass` solar masses (M200) at the lens: Dutton & Maccio 2014, MNRAS 441, 3359.
+    Measured from 1e10 solar masses on; below, it is carried on."""
+    z, h = cosmology.z_lens, cosmology.H0 / 100
+    a, b = 0.520 + (0.905 - 0.520) * np.exp(-0.617 * z**1.21), -0.101 + 0.026 * z
+    return 10 ** (a + b * np.log10(mass * h / 1e12))
 
 
 class Vortex(Strict):
-    """A straight string of equal point masses: a vortex of superfluid dark matter (arXiv:1909.07346, sec. III).
+    """A vortex of superfluid dark matter (arXiv:1909.07346, sec. III): a straight string of even density, or, with
+    `points`, as many equal point masses on a line.
 
-    Its length is a prior in arcsec, or follows from the axion mass in eV as DeepLenseSim has it: half-length
-    0.06 arcsec x 1e-22 / (2 m), stated there to hold for a lens at redshift 0.5 only. Its mass is in solar masses, or
-    the substructure's mass fraction where `mass` is absent.
+    Its length is a prior in arcsec, or follows from the axion mass m in eV (`length_from`): `deeplense`, 0.06 arcsec x
+    1e-22 / m, stated there to hold for a lens at redshift 0.5 only; or `de_broglie`, the wavelength h / (m v) of axions
+    that move with `velocity` (km/s), at the lens's distance: 0.60 kpc for 1e-22 eV and 200 km/s (Hui et al. 2017,
+    Phys. Rev. D 95, 043541, eq. 1, times 2 pi). It holds for axions in a halo in equilibrium, v its velocity dispersion,
+    and says how long a coherent piece is, not how long a vortex can be. Its mass is in solar masses, or the
+    substructure's mass fraction where `mass` is absent.
     """
 
     kind: Literal["vortex"]
-    points: int = Field(gt=1, le=2000)
+    points: int | None = Field(None, gt=1, le=2000)
     mass: prior(low=0) | None = None
     length: prior(low=0) | None = None
     axion_mass: prior(low=1e-26) | None = None
+    length_from: Literal["deeplense", "de_broglie"] = "deeplense"
+    velocity: float | None = Field(None, gt=0)
     center: Position
     angle: prior()
+
+    @property
+    def profile(self) -> str:
+        return "string" if self.points is None else "point"
 
     @property
     def needs_fraction(self) -> bool:
@@ -182,28 +178,79 @@ class Vortex(Strict):
     def _one_length(self):
         if (self.length is None) == (self.axion_mass is None):
             raise ValueError("give exactly one of length and axion_mass")
+        if (self.length_from == "de_broglie") != (self.velocity is not None):
+            raise ValueError("length_from de_broglie needs a velocity, and nothing else has one")
         return self
 
+    def _draw_length(self, stream, n, cosmology) -> dict[str, np.ndarray]:
+        if self.length is not None:
+            return {"vortex_length": self.length.draw(stream("vortex_length"), n)}
+        axion_mass = self.axion_mass.draw(stream("axion_mass"), n)
+        if self.length_from == "deeplense":
+            return {"axion_mass": axion_mass, "vortex_length": 0.06e-22 / axion_mass}
+        return {"axion_mass": axion_mass, "vortex_length": _DE_BROGLIE / (axion_mass * self.velocity) * cosmology.kpc}
+
     def draw(self, stream, n, cosmology, theta_E, mass_fraction):
-        center_x, center_y = self.center.draw(stream, n, "vortex_")
+        x, y = self.center.draw(stream, n, "vortex_")
         angle = self.angle.draw(stream("vortex_angle"), n)
-        drawn = {"vortex_angle": angle}
-        if self.axion_mass is not None:
-            drawn["axion_mass"] = self.axion_mass.draw(stream("axion_mass"), n)
-            length = 0.06e-22 / drawn["axion_mass"]
-        else:
-            length = self.length.draw(stream("vortex_length"), n)
-        drawn["vortex_length"] = length
-        along = np.linspace(-0.5, 0.5, self.points) * length[:, None]
-        x, y = center_x[:, None] + along * np.cos(angle)[:, None], center_y[:, None] + along * np.sin(angle)[:, None]
+        drawn = {"vortex_angle": angle} | self._draw_length(stream, n, cosmology)
         if self.mass is not None:
-            total = cosmology.theta_E_squared(self.mass.draw(stream("vortex_mass"), n))
+            mass = cosmology.theta_E_squared(self.mass.draw(stream("vortex_mass"), n))
         else:
-            total = mass_fraction * theta_E**2
-        return x, y, np.repeat(total[:, None] / self.points, self.points, axis=1), drawn
+            mass = mass_fraction * theta_E**2
+        string = {"x": x, "y": y, "mass": mass, "length": drawn["vortex_length"], "angle": angle}
+        string = {name: value[:, None] for name, value in string.items()}
+        if self.points is None:
+            return string, drawn
+        x, y, mass = _along(string, np.linspace(-0.5, 0.5, self.points))
+        return {"x": x, "y": y, "mass": mass}, drawn
 
 
 Population = Annotated[Subhalos | Vortex, Field(discriminator="kind")]
+
+
+def _along(string: dict[str, np.ndarray], places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y, mass [n, p] of equal pieces of strings [n, 1] at `places` [p], in lengths from the middle."""
+    along = places * string["length"]
+    x, y = string["x"] + along * np.cos(string["angle"]), string["y"] + along * np.sin(string["angle"])
+    return x, y, np.repeat(string["mass"] / len(places), len(places), axis=1)
+
+
+def tracers(points: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y, mass [n, p] of point masses that stand for a population's pieces where mass is counted in a contour.
+
+    A point stands for itself, a string for equal pieces of it, and an extended subhalo for `TRACERS` equal masses on a
+    spiral, each at the radius that holds its share of the projected mass.
+    """
+    if "length" in points:
+        return _along(points, (np.arange(8 * TRACERS) + 0.5) / (8 * TRACERS) - 0.5)
+    if "Rs" not in points:
+        return points["x"], points["y"], points["mass"]
+    share = (np.arange(TRACERS) + 0.5) / TRACERS
+    if "r_trunc" in points:
+        truncation = float((points["r_trunc"] / points["Rs"]).flat[0])
+        radius = np.interp(share, *_tnfw_enclosed(truncation))
+    else:
+        # of a pseudo-Jaffe profile, r holds the share (r + Rs - sqrt(r^2 + Rs^2)) / Rs
+        radius = share * (2 - share) / (2 * (1 - share))
+    turn = np.arange(TRACERS) * np.pi * (3 - np.sqrt(5))
+    x, y = (
+        (points[name][..., None] + points["Rs"][..., None] * radius * turned(turn)).reshape(len(points[name]), -1)
+        for name, turned in (("x", np.cos), ("y", np.sin))
+    )
+    return x, y, np.repeat(points["mass"] / TRACERS, TRACERS, axis=1)
+
+
+@lru_cache
+def _tnfw_enclosed(truncation: float) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the projected mass within radii, and these radii in scale radii."""
+    import torch
+    from caustics.lenses import func
+
+    radius, tau = torch.logspace(-4, 4, 2000, dtype=torch.float64), torch.tensor(truncation, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    share = func.mass_enclosed_2d_tnfw(radius, one, tau, func.M0_totmass_tnfw(one, tau))
+    return share.cummax(0).values.numpy(), radius.numpy()
 
 
 def smooth_theta_E(theta_E, slope, e1, e2, center, x, y, mass):

@@ -126,7 +126,7 @@ def test_an_absent_file_is_named(tmp_path):
 def test_prediction_takes_them(tmp_path, image):
     fits.PrimaryHDU(image[:6]).writeto(tmp_path / "cut.fits")
     fits.PrimaryHDU(image).writeto(tmp_path / "tall.fits")
-    np.testing.assert_allclose(read_images(tmp_path / "cut.fits", 6), image[None, :6], rtol=1e-6)
+    np.testing.assert_allclose(read_images(tmp_path / "cut.fits", 6)[0], image[None, :6], rtol=1e-6)
     with pytest.raises(InputError, match="trained on 6 x 6"):
         read_images(tmp_path / "tall.fits", 6)
     blank = image[:6].copy()

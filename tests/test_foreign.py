@@ -114,7 +114,7 @@ def test_axion_files_give_their_masses(tmp_path, shape):
     np.testing.assert_array_equal(data.params["axion_mass"][axion], masses)
     assert data.params["axion_mass"][~axion].isna().all()
     # and the same file is an image to predict on
-    np.testing.assert_array_equal(read_images(tmp_path / "axion" / "0.npy", SIZE), data.images[axion][0])
+    np.testing.assert_array_equal(read_images(tmp_path / "axion" / "0.npy", SIZE)[0], data.images[axion][0])
 
 
 def test_numbers_in_names_are_counted(tmp_path):
