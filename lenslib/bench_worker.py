@@ -194,7 +194,9 @@ def _caustics(job: dict, said: dict):
         if population is None or not present.any():
             return render(recipe, one)[0, 0].numpy()
         names = ("x", "y", "theta_E", *PROFILE_NEEDS[population.profile])
-        return render(recipe, one, {name: drawn["substructure"][name][i : i + 1, present] for name in names})[0, 0].numpy()
+        return render(recipe, one, {name: drawn["substructure"][name][i : i + 1, present] for name in names})[
+            0, 0
+        ].numpy()
 
     return draw
 

@@ -106,15 +106,16 @@ def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:
     if images.dtype.kind not in "fiu":
         raise InputError(f"'{path}': holds {images.dtype}, not numbers")
     shape = images.shape
-    if in_chans > 1 and images.ndim > 2 and shape[-1] == in_chans:
+    if in_chans == 1 and images.ndim in (2, 3):
+        images = images[..., None, :, :]
+    elif images.ndim > 2 and shape[-1] == in_chans:
         images = np.moveaxis(images, -1, -3)
-    one, stack = (in_chans, size, size), (2, 3, 4) if in_chans == 1 else (3, 4)
-    wanted = images[..., None, :, :] if in_chans == 1 and images.ndim < 4 else images
-    if images.ndim not in stack or wanted.shape[-3:] != one:
+    one = (in_chans, size, size)
+    if images.ndim not in (3, 4) or images.shape[-3:] != one:
         colours = f" in {in_chans} colours" if in_chans > 1 else ""
         raise InputError(f"'{path}': has shape {shape}, and the network was trained on {size} x {size} pixels{colours}")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
-        images = wanted.reshape(-1, *one).astype(np.float32)
+        images = images.reshape(-1, *one).astype(np.float32)
     if not np.isfinite(images).all():
         raise InputError(f"'{path}': has {int((~np.isfinite(images)).sum())} pixels that are NaN or infinite")
     if not len(images) or (np.ptp(images, axis=(2, 3)) == 0).any():

@@ -11,7 +11,6 @@ import numpy as np
 
 from lenslib.errors import InputError
 
-
 # point masses that stand for a string
 STRING_PIECES = 1000
 

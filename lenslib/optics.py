@@ -75,7 +75,9 @@ def _power_law_deflection(x, y, q, phi, theta_E, slope):
     return strength * (sum_real * cos - sum_imag * sin), strength * (sum_real * sin + sum_imag * cos)
 
 
-def companion_deflection(params: dict[str, Tensor], name: str, count: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def companion_deflection(
+    params: dict[str, Tensor], name: str, count: int, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """Summed deflection by companions of the lens: isothermal ellipsoids where `params` holds `<name>_0_e1`, point
     masses otherwise. Each of `<name>_<k>_theta_E`, center_x, center_y (e1, e2) is [n], for k below `count`."""
     from caustics.lenses import func

@@ -89,7 +89,9 @@ def _read_pictures(folder: str, only: tuple[int, ...] | None, pixel_scale: float
     channels, height, width = np.max([array.shape for array in arrays.values()], axis=0)
     needed = 4.0 * len(arrays) * channels * height * width
     if needed > MOST_BYTES:
-        raise InputError(f"source.folder: the pictures in '{folder}' take {needed / 1e9:.1f} GB: pick some with source.only")
+        raise InputError(
+            f"source.folder: the pictures in '{folder}' take {needed / 1e9:.1f} GB: pick some with source.only"
+        )
     pictures = torch.zeros(len(arrays), channels, height, width)
     for picture, (name, array) in zip(pictures, arrays.items(), strict=True):
         if len(array) not in (1, channels):
@@ -124,7 +126,9 @@ def _picked(items, only: tuple[int, ...] | None, folder) -> list:
     if only is None:
         return list(items)
     if not all(0 <= k < len(items) for k in only):
-        raise InputError(f"source.only: there are {len(items)} pictures in '{folder}', so each must be in 0..{len(items) - 1}")
+        raise InputError(
+            f"source.only: there are {len(items)} pictures in '{folder}', so each must be in 0..{len(items) - 1}"
+        )
     return [items[k] for k in only]
 
 
@@ -140,12 +144,16 @@ def _read_picture(file: Path) -> np.ndarray:
                 grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;")
                 array = np.asarray(picture.convert("F" if grey else "RGB"), np.float32)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"source.folder: '{file}' is not a picture that can be read ({error}): remove it") from None
+            raise InputError(
+                f"source.folder: '{file}' is not a picture that can be read ({error}): remove it"
+            ) from None
     if array.ndim == 3 and array.shape[-1] <= 5:
         array = array.transpose(2, 0, 1)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or min(array.shape[1:]) < 5 or not np.isfinite(array).all():
-        raise InputError(f"source.folder: '{file}' is not a picture of finite numbers of at least 5 x 5 pixels: remove it")
+        raise InputError(
+            f"source.folder: '{file}' is not a picture of finite numbers of at least 5 x 5 pixels: remove it"
+        )
     return array
 
 
@@ -155,7 +163,9 @@ def _galaxy10(only: tuple[int, ...] | None) -> dict[str, np.ndarray]:
     import pooch
 
     try:
-        path = pooch.retrieve(GALAXY10_URL, f"sha256:{GALAXY10_SHA256}", path=pooch.os_cache("lenslib"), progressbar=True)
+        path = pooch.retrieve(
+            GALAXY10_URL, f"sha256:{GALAXY10_SHA256}", path=pooch.os_cache("lenslib"), progressbar=True
+        )
     except Exception as error:  # whatever the network answers
         raise InputError(
             f"source.folder: Galaxy10 could not be had from {GALAXY10_URL} ({type(error).__name__}): "

@@ -86,7 +86,9 @@ class Recipe(Strict):
             if name not in self.classes:
                 raise ValueError(f"by_class names '{name}', which is not among the classes")
             if own.lens is not None and own.lens.profile != self.lens.profile:
-                raise ValueError(f"by_class.{name}.lens must have the profile of the recipe's lens, {self.lens.profile}")
+                raise ValueError(
+                    f"by_class.{name}.lens must have the profile of the recipe's lens, {self.lens.profile}"
+                )
         stray = set(self.substructure.populations) - set(self.classes)
         if stray:
             raise ValueError(f"substructure.populations names {sorted(stray)}, which are not among the classes")
@@ -255,6 +257,8 @@ def _first(error: ValidationError) -> str:
     faults = []
     for fault in error.errors()[:3]:
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        # pydantic names the kind of source on the way to its fields
+        field = re.sub(r"^source\.(sersic|picture)\b", "source", field)
         faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
     more = len(error.errors()) - len(faults)
     return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")

@@ -1,5 +1,6 @@
 """What several test files share: an uncompiled renderer (compiling takes longer than a test) and small data sets."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,3 +45,30 @@ def training_data(small_recipe, tmp_path_factory):
 @pytest.fixture(scope="session")
 def test_data(small_recipe, tmp_path_factory):
     return write_dataset(small_recipe, 100, 1, tmp_path_factory.mktemp("data") / "test", progress=False)
+
+
+@pytest.fixture(scope="session")
+def galaxy_pictures(tmp_path_factory):
+    """A folder of three drawn galaxies in colour: clumps on a grey sky."""
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("galaxies"), np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128] - 63.5
+    for k in range(3):
+        sky = np.full((128, 128, 3), 4.0)
+        for centre in rng.normal(0, 14, (7, 2)):
+            clump = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * rng.uniform(3, 8) ** 2))
+            sky += clump[..., None] * rng.uniform(20, 80, 3)
+        Image.fromarray(sky.clip(0, 255).astype(np.uint8)).save(folder / f"galaxy{k}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped_recipe(galaxy_pictures):
+    """A recipe of the library by name, with drawn galaxies where it takes its sources from pictures."""
+
+    def load(name: str, overrides: dict | None = None):
+        pictures = {"source.folder": str(galaxy_pictures), "source.only": None} if name == "deeplense_4" else {}
+        return load_recipe(name, pictures | (overrides or {}))
+
+    return load

@@ -85,7 +85,9 @@ def test_weights_that_say_the_wrong_thing_of_themselves_are_refused(save, metada
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.uint16, np.int64])
 def test_numbers_of_any_kind_are_read(tmp_path, images, dtype):
     np.save(tmp_path / "one.npy", images[0].astype(dtype))
-    np.testing.assert_array_equal(read_images(tmp_path / "one.npy", SIZE)[:, 0], images[:1].astype(dtype).astype(np.float32))
+    np.testing.assert_array_equal(
+        read_images(tmp_path / "one.npy", SIZE)[:, 0], images[:1].astype(dtype).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, SIZE, SIZE), (4, 1, SIZE, SIZE)])

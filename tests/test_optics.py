@@ -7,7 +7,14 @@ from caustics.lenses import func
 from lenstronomy.LensModel.lens_model import LensModel
 from lenstronomy.LightModel.light_model import LightModel
 
-from lenslib.optics import macro_deflection, pixel_grid, point_mass_deflection
+from lenslib.optics import (
+    companion_deflection,
+    macro_deflection,
+    pixel_grid,
+    point_mass_deflection,
+    string_deflection,
+    substructure_deflection,
+)
 from lenslib.recipe import load_recipe
 from lenslib.simulate import render
 from lenslib.sources import sersic
@@ -138,7 +145,7 @@ def test_without_mass_the_image_is_the_source(recipe, scenes):
     kernel = torch.as_tensor(instrument.psf.kernel(instrument.pixel_scale))
     blurred = torch.nn.functional.conv2d(source[:, None], kernel[None, None])[:, 0]
     half = len(kernel) // 2
-    image = render(recipe, scenes, points)[:, half : 60 - half, half : 60 - half]
+    image = render(recipe, scenes, points)[:, 0, half : 60 - half, half : 60 - half]
     torch.testing.assert_close(image, blurred, rtol=1e-6, atol=1e-9)
 
 
@@ -153,7 +160,7 @@ def test_turning_the_scene_turns_the_image(recipe, scenes):
     images = render(recipe, scenes, points)
     after = render(recipe, turned, points | {"x": -points["y"], "y": points["x"]})
     # (x, y) goes to (-y, x): rows are y and columns x, so the array turns from its first axis to its second
-    torch.testing.assert_close(after, images.rot90(-1, (1, 2)), rtol=1e-6, atol=1e-9 * float(images.max()))
+    torch.testing.assert_close(after, images.rot90(-1, (2, 3)), rtol=1e-6, atol=1e-9 * float(images.max()))
 
 
 def test_lensing_conserves_surface_brightness(recipe, scenes):
@@ -168,12 +175,73 @@ def test_lensing_conserves_surface_brightness(recipe, scenes):
 def test_rendering_is_differentiable(recipe, scenes):
     scenes["lens_theta_E"].requires_grad_()
     image = render(recipe, scenes, _points())
-    image[:, 20, 25].sum().backward()
+    image[:, 0, 20, 25].sum().backward()
     gradient, step = scenes["lens_theta_E"].grad, 1e-6
     with torch.no_grad():
         ahead, behind = (
-            render(recipe, scenes | {"lens_theta_E": scenes["lens_theta_E"] + s}, _points())[:, 20, 25]
+            render(recipe, scenes | {"lens_theta_E": scenes["lens_theta_E"] + s}, _points())[:, 0, 20, 25]
             for s in (step, -step)
         )
     difference = (ahead - behind) / (2 * step)
     torch.testing.assert_close(gradient, difference, rtol=1e-3, atol=1e-4 * float(difference.abs().max()))
+
+
+def _strings():
+    """Middles, Einstein radii, lengths and angles of two strings a lens, float64 [12, 2]."""
+    rng = np.random.default_rng(5)
+    columns = rng.normal(0, 0.5, (2, SCENES, 2)), rng.uniform(0.05, 0.3, (1, SCENES, 2))
+    columns += rng.uniform(0.02, 2.5, (1, SCENES, 2)), rng.uniform(-4, 4, (1, SCENES, 2))
+    return dict(zip(("x", "y", "theta_E", "length", "angle"), torch.as_tensor(np.concatenate(columns)), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_a_string_is_the_integral_of_point_masses_along_it(dtype, near):
+    strings = _strings()
+    x, y = torch.tensor([[1.3, -0.4, 0.02]]), torch.tensor([[0.2, -0.9, 0.3]])
+    ours = string_deflection(*(value.to(dtype) for value in strings.values()), x.to(dtype), y.to(dtype))
+    nodes, weights = np.polynomial.legendre.leggauss(4000)
+    for i in range(SCENES):
+        expected = 0
+        for k in range(2):
+            middle, theta_E, length, angle = (
+                complex(strings["x"][i, k], strings["y"][i, k]),
+                *(float(strings[name][i, k]) for name in ("theta_E", "length", "angle")),
+            )
+            line = middle + nodes * length / 2 * np.exp(1j * angle)
+            z = (x.double() + 1j * y.double()).numpy()[0]
+            # a point mass deflects by theta_E^2 / conj(z - w)
+            expected = expected + theta_E**2 * (weights / 2 / (z[:, None] - line).conj()).sum(1)
+        np.testing.assert_allclose(ours[0][i, 0].numpy() + 1j * ours[1][i, 0].numpy(), expected, atol=near)
+
+
+def test_a_string_of_no_length_is_a_point_mass(grid):
+    strings = _strings() | {"length": torch.full((SCENES, 2), 1e-9, dtype=torch.float64)}
+    far = (grid[0] ** 2 + grid[1] ** 2) > 4
+    points = {name: strings[name] for name in ("x", "y", "theta_E")}
+    for line, point in zip(
+        substructure_deflection(strings, *grid), substructure_deflection(points, *grid), strict=True
+    ):
+        torch.testing.assert_close(line[:, far], point[:, far], rtol=1e-6, atol=1e-9)
+
+
+def test_a_string_through_a_pixel_is_finite():
+    x, y = torch.tensor([[0.0, 0.5, -0.5, 0.25]]), torch.zeros(1, 4)
+    one = torch.ones(1, 1)
+    for alpha in string_deflection(0 * one, 0 * one, 0.1 * one, one, 0 * one, x, y):
+        assert alpha.isfinite().all()
+
+
+def test_companions_are_lenstronomys(grid):
+    rng = np.random.default_rng(3)
+    params, words = {}, []
+    for k in range(3):
+        one = dict(zip(("theta_E", "center_x", "center_y", "e1", "e2"), rng.uniform(0.1, 0.3, 5), strict=True))
+        params |= {f"member_{k}_{name}": torch.tensor([value]) for name, value in one.items()}
+        words.append(one)
+    ours = np.array([alpha[0].numpy() for alpha in companion_deflection(params, "member", 3, *grid)])
+    x, y = (axis.numpy().ravel() for axis in grid)
+    np.testing.assert_allclose(ours.reshape(2, -1), LensModel(["SIE"] * 3).alpha(x, y, words), atol=1e-4)
+    points = {name: value for name, value in params.items() if not name.endswith(("e1", "e2"))}
+    words = [{name: one[name] for name in ("theta_E", "center_x", "center_y")} for one in words]
+    ours = np.array([alpha[0].numpy() for alpha in companion_deflection(points, "member", 3, *grid)])
+    np.testing.assert_allclose(ours.reshape(2, -1), LensModel(["POINT_MASS"] * 3).alpha(x, y, words), atol=1e-6)
