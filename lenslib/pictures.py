@@ -28,8 +28,8 @@ class PictureGalaxy(Strict):
     """A galaxy that is one of many pictures, drawn at random, turned and shifted.
 
     `folder` holds pictures (PNG, JPEG, TIFF or .npy; grey or in as many colours as the recipe has bands) or is
-    `galaxy10`, the unbarred tight spirals below redshift 0.02 of Galaxy10 DECaLS, which are downloaded (2.5 GB) at first
-    use. `only` picks some, by their place in the order of file names. Each is `pixel_scale` arcsec a pixel, without its
+    `galaxy10`, the unbarred tight spirals below redshift 0.02 of Galaxy10 DECaLS, downloaded (2.5 GB) at first use.
+    `only` picks some, by their place in the order of file names. Each is `pixel_scale` arcsec a pixel, without its
     background (the median of a corner), and has a flux of 1 in each band; `amp` multiplies it, or `magnitude` sets it.
     """
 
@@ -67,7 +67,7 @@ class PictureGalaxy(Strict):
 
 
 def interpolated(params: dict[str, Tensor], x: Tensor, y: Tensor, pictures: Tensor, pixel_scale: float) -> Tensor:
-    """Surface brightness [n, c, h, w] of pictures at coordinates [n, h, w] in arcsec, bilinear, dark beyond their edges.
+    """Surface brightness [n, c, h, w] of pictures at coordinates [n, h, w] in arcsec: bilinear, dark beyond the edges.
 
     `params` holds source_picture (index into `pictures` [m, c, h, w]), amp, source_angle (radians), source_center_x and
     source_center_y, each [n], as in lenstronomy's INTERPOL.

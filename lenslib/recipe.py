@@ -122,7 +122,8 @@ class Recipe(Strict):
         """Everything drawn for one chunk, in float64, image order.
 
         Returns labels [chunk_size], params (name to [chunk_size]) and, for each class with substructure, its pieces
-        (see `lenslib.substructure`; each array [PER_CLASS, k]) in the order of that class's images. Every quantity has a random stream of its own, named after it: changing one prior leaves all other draws as they were.
+        (see `lenslib.substructure`; each array [PER_CLASS, k]) in the order of that class's images. Every quantity has
+        a random stream of its own, named after it: changing one prior leaves all other draws as they were.
         """
         n = self.chunk_size
         stream = partial(_stream, seed, chunk)

@@ -202,8 +202,9 @@ def _chunk(recipe: Recipe, seed: int, chunk: int, device: str, noise: bool) -> B
     return Batch(images, torch.as_tensor(labels, device=device), params, substructure, recipe)
 
 
-def as_points(pieces: dict[str, np.ndarray], tensor=partial(torch.as_tensor, dtype=torch.float32)) -> dict[str, Tensor]:
-    """What `Recipe.draw` says of a population, as `substructure_deflection` takes it."""
+def as_points(pieces: dict[str, np.ndarray], tensor=None) -> dict[str, Tensor]:
+    """What `Recipe.draw` says of a population, as `substructure_deflection` takes it (float32, but for `tensor`)."""
+    tensor = tensor or partial(torch.as_tensor, dtype=torch.float32)
     points = {name: tensor(value) for name, value in pieces.items() if name != "mass"}
     return points | {"theta_E": tensor(pieces["mass"]).sqrt()}
 
