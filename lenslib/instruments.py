@@ -1,7 +1,7 @@
 """What the telescope does to the light: point-spread function, exposure and noise.
 
-Noise is drawn by a `NoiseSource`, so that the same formulas serve numpy on a processor (exact, fast Poisson draws) and
-torch on an accelerator.
+Noise is drawn by a `NumpyNoise` on a processor (exact, fast Poisson draws) and by a `TorchNoise` on an accelerator, so
+that the same formulas serve both.
 """
 
 from functools import lru_cache
@@ -202,49 +202,24 @@ class Instrument(Strict):
 
 
 class NumpyNoise:
-    """Draws on the processor from one numpy generator."""
+    """Draws on the processor from one numpy generator (see `lenslib.draws`)."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
 
     def normal(self, shape) -> Tensor:
-        return torch.from_numpy(self.rng.standard_normal(tuple(shape), dtype=np.float32))
+        from lenslib.draws import fill_normal
+
+        numbers = torch.empty(tuple(shape))
+        fill_normal(self.rng, numbers.view(-1).numpy())
+        return numbers
 
     def poisson(self, rate: Tensor) -> Tensor:
-        counts = np.zeros(rate.shape, np.float32)
-        # image by image, so that all that is at work stays in the cache
-        for given, drawn in zip(rate.numpy().reshape(len(rate), -1), counts.reshape(len(rate), -1), strict=True):
-            large, small = np.flatnonzero(given >= 10), np.flatnonzero((given > 0) & (given < 10))
-            drawn[large] = _poisson_by_rejection(self.rng, given[large])
-            drawn[small] = self.rng.poisson(given[small])
-        return torch.from_numpy(counts)
+        from lenslib.draws import fill_poisson
 
-
-# an edge or v of 0 and counts below 0 are refused below, whatever their logarithms
-@np.errstate(divide="ignore", invalid="ignore")
-def _poisson_by_rejection(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
-    """Poisson numbers (float32) for rates of at least 10, by Hormann's transformed rejection (1993, Insurance: Math.
-    Econ. 12, 39, algorithm PTRS), whole arrays at a time: numpy's own, number by number, takes three times as long.
-
-    A first try is drawn for all. Most pass the quick test; the others take the full one, and who fails that starts
-    afresh, which numpy's generator does as well.
-    """
-    from scipy.special import gammaln
-
-    b = np.float32(0.931) + np.float32(2.53) * np.sqrt(rate)
-    a = np.float32(0.02483) * b - np.float32(0.059)
-    u, v = rng.random(rate.shape, np.float32) - np.float32(0.5), rng.random(rate.shape, np.float32)
-    edge = np.float32(0.5) - np.abs(u)
-    counts = np.floor((2 * a / edge + b) * u + rate + np.float32(0.43))
-    quick = (edge >= np.float32(0.07)) & (v <= np.float32(0.9277) - np.float32(3.6224) / (b - 2))
-    rest = np.flatnonzero(~quick)
-    rate_, a, b, v, edge, tried = (values[rest].astype(float) for values in (rate, a, b, v, edge, counts))
-    height = np.log(v * (1.1239 + 1.1328 / (b - 3.4)) / (a / edge**2 + b))
-    passed = height <= tried * np.log(rate_) - rate_ - gammaln(tried + 1)
-    passed &= (tried >= 0) & (edge > 0) & ((edge >= 0.013) | (v <= edge))
-    again = rest[~passed]
-    counts[again] = rng.poisson(rate[again])
-    return counts
+        counts = torch.empty(rate.shape)
+        fill_poisson(self.rng, rate.float().reshape(-1).numpy(), counts.view(-1).numpy())
+        return counts
 
 
 class TorchNoise:
