@@ -1,0 +1,314 @@
+"""Smooth lenses fitted to images: Levenberg and Marquardt's method through the simulator, many images at a time.
+
+templates = Templates(recipe)                     # noise-free smooth lenses from the recipe's own priors
+fit = refine(recipe, images, noise, templates.starts(images, noise))
+fit.residual                                      # what the smooth lens and source leave, in standard deviations
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+from tqdm import tqdm
+
+from lenslib.errors import InputError
+from lenslib.recipe import Recipe
+from lenslib.simulate import render_compiled
+
+# fitted as logarithms: sizes and brightnesses, which are positive
+_POSITIVE = (
+    "lens_theta_E",
+    "R_sersic",
+    "n_sersic",
+    "amp",
+    "lens_light_amp",
+    "lens_light_R_sersic",
+    "lens_light_n_sersic",
+)
+_LENS = ("lens_theta_E", "gamma", "lens_e1", "lens_e2", "lens_center_x", "lens_center_y", "gamma1", "gamma2")
+_GALAXY = ("R_sersic", "n_sersic", "amp")
+_SHAPE = ("e1", "e2", "center_x", "center_y")
+# as fitted: outside, the simulator has no meaning or no precision
+_BOUNDS = {"gamma": (1.2, 2.8), "n_sersic": (-1.2, 2.1), "R_sersic": (-5.0, 2.0)} | {
+    f"{galaxy}_{name}": (-0.7, 0.7) for galaxy in ("lens", "source", "lens_light") for name in ("e1", "e2")
+}
+# steps of the finite differences, as fitted: single precision keeps four digits of the derivative
+_STEP = 2e-3
+# images that are fitted together: one fixed number, so that the renderer is compiled once
+SLOTS = 16
+# a fit has converged when a step promises to lower chi-square by less
+PROMISE = 0.05
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Smooth lenses fitted to n images.
+
+    params: name to [n], as in `Batch.params`. covariance: [n, k, k] of the parameters in `names`, from the curvature of
+    chi-square. chi_square: [n], to be held against `freedom`, the pixels that count less k. converged: bool [n].
+    model, residual: [n, c, h, w], the image of the fit, and (image - model) / noise.
+    """
+
+    names: tuple[str, ...]
+    params: dict[str, Tensor]
+    covariance: Tensor
+    chi_square: Tensor
+    freedom: Tensor
+    converged: Tensor
+    steps: Tensor
+    model: Tensor
+    residual: Tensor
+
+    @property
+    def good(self) -> Tensor:
+        """Bool [n]: converged, with a chi-square within three standard deviations of what noise alone gives."""
+        return self.converged & (self.chi_square - self.freedom < 3 * (2 * self.freedom).sqrt())
+
+    def uncertainty(self, name: str) -> Tensor:
+        """Standard deviation [n] of one parameter."""
+        k = self.names.index(name)
+        return self.covariance[:, k, k].sqrt()
+
+
+def free_names(recipe: Recipe) -> tuple[str, ...]:
+    """The parameters of a recipe's smooth lens and light that a fit moves."""
+    lens = [name for name in _LENS if name != "gamma" or recipe.lens.profile == "epl"]
+    names = [*lens, *_GALAXY, *(f"source_{name}" for name in _SHAPE)]
+    if recipe.lens_light is not None:
+        names += [f"lens_light_{name}" for name in (*_GALAXY, *_SHAPE)]
+    return tuple(names)
+
+
+def smooth(recipe: Recipe) -> Recipe:
+    """The recipe without its substructure: one class of smooth lenses."""
+    if recipe.companions or recipe.bands or recipe.source.profile != "sersic":
+        raise InputError(f"{recipe.name}: only one lens with a Sersic source in one band can be fitted")
+    bare = recipe.substructure.model_copy(update={"populations": {}})
+    return recipe.model_copy(update={"classes": ("smooth",), "substructure": bare, "by_class": {}})
+
+
+class _Model:
+    """The simulator as a function of the fitted numbers [n, k]."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.names = smooth(recipe), free_names(recipe)
+        bounds = [_BOUNDS.get(name, (-20.0, 20.0)) for name in self.names]
+        self.low, self.high = torch.tensor(bounds).unbind(1)
+        self.logarithmic = torch.tensor([name in _POSITIVE for name in self.names])
+
+    def pack(self, params: dict[str, Tensor]) -> Tensor:
+        columns = torch.stack([params[name].float() for name in self.names], 1)
+        return self.bounded(torch.where(self.logarithmic, columns.clamp(min=1e-30).log(), columns))
+
+    def unpack(self, numbers: Tensor) -> dict[str, Tensor]:
+        columns = torch.where(self.logarithmic, numbers.exp(), numbers).unbind(1)
+        return dict(zip(self.names, columns, strict=True))
+
+    def bounded(self, numbers: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(numbers, self.low), self.high)
+
+    def images(self, numbers: Tensor) -> Tensor:
+        """[n, pixels]."""
+        return render_compiled(self.recipe, self.unpack(numbers)).flatten(1)
+
+    def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, pixels] and [n, k, pixels], by forward differences: one renders faster than the renderer differentiates."""
+        n, k = numbers.shape
+        moved = numbers[:, None] + _STEP * torch.cat([torch.zeros(1, k), torch.eye(k)])
+        images = self.images(moved.flatten(0, 1)).view(n, k + 1, -1)
+        return images[:, 0], (images[:, 1:] - images[:, :1]) / _STEP
+
+
+class Templates:
+    """Noise-free images of smooth lenses drawn from a recipe's priors, to start fits from without the truth.
+
+    `count` templates are compared with an image at half its resolution; their brightness does not matter.
+    """
+
+    def __init__(self, recipe: Recipe, count: int = 16384, seed: int = 1, progress: bool = False):
+        self.model, parts, images = _Model(recipe), [], []
+        chunk = self.model.recipe.chunk_size
+        firsts = tqdm(range(0, count, chunk), desc="templates", disable=None if progress else True)
+        for k, _ in enumerate(firsts):
+            _, drawn, _ = self.model.recipe.draw(seed, k)
+            params = {name: torch.as_tensor(drawn[name], dtype=torch.float32) for name in self.model.names}
+            parts.append(self.model.pack(params))
+            shown = render_compiled(self.model.recipe, params)
+            images.append(_halved(shown))
+        self.numbers, images = torch.cat(parts)[:count], torch.cat(images)[:count]
+        self.norms = images.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        self.images = images / self.norms
+
+    def starts(self, images: Tensor, noise: Tensor, count: int = 4) -> Tensor:
+        """The fitted numbers [n, count, k] of the templates most like each image [n, 1, h, w], the best first, each with
+        the brightness that fits best. `noise` [n, 1, h, w]: standard deviations."""
+        found = []
+        for image in _halved(images):
+            likeness, best = (self.images @ image).topk(count)
+            numbers = self.numbers[best].clone()
+            factor = (likeness / self.norms[best, 0]).clamp(min=1e-12).log()
+            for k, name in enumerate(self.model.names):
+                if name in ("amp", "lens_light_amp"):
+                    numbers[:, k] += factor
+            found.append(numbers)
+        return torch.stack(found)
+
+
+def _halved(images: Tensor) -> Tensor:
+    """[n, pixels / 4]."""
+    return avg_pool2d(images[:, :1], 2, ceil_mode=True, count_include_pad=False).flatten(1)
+
+
+def noise_map(recipe: Recipe, params: dict[str, Tensor], model: Tensor) -> Tensor:
+    """Standard deviations [n, c, h, w] of photon noise for noise-free images `model` [n, c, h, w] and the exposures in
+    `params`, in the units of the images.
+
+    Raises InputError for recipes whose noise is none, or DeepLenseSim's.
+    """
+    if recipe.instrument.noise.kind not in ("photon", "sky"):
+        raise InputError(
+            f"{recipe.name}: noise '{recipe.instrument.noise.kind}' is not that of photons: pass a noise map"
+        )
+    background, time = (params[name][:, None, None, None] for name in ("background_rms", "exposure_time"))
+    return (background**2 + model.clamp(min=0) / time).sqrt()
+
+
+def refine(
+    recipe: Recipe,
+    images: Tensor,
+    noise: Tensor,
+    starts: Tensor | dict[str, Tensor],
+    steps: int = 30,
+    progress: bool = False,
+) -> Fit:
+    """Fit a smooth lens and source to images [n, 1, h, w] with standard deviations `noise` of the same shape.
+
+    `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k] (`Templates.starts`), of
+    which the next is tried where the one before led to no good fit. A pixel of infinite noise does not count.
+    A fit that has not converged after `steps` is flagged, not hidden.
+    Raises InputError for images that are not finite, all zero, or not of the recipe's size, and noise that is not positive.
+    """
+    model = _Model(recipe)
+    _check(model.recipe, images, noise)
+    starts = model.pack(starts)[:, None] if isinstance(starts, dict) else starts
+    best, rest = None, torch.arange(len(images))
+    for k in range(starts.shape[1]):
+        found = _fit_all(model, images[rest], noise[rest], starts[rest, k], steps, progress)
+        best = found if best is None else _better(best, found, rest)
+        rest = (~best.good).nonzero()[:, 0]
+        if not len(rest):
+            break
+    return best
+
+
+def _check(recipe: Recipe, images: Tensor, noise: Tensor) -> None:
+    pixels = recipe.instrument.pixels
+    if images.ndim != 4 or images.shape[1:] != (1, pixels, pixels):
+        raise InputError(f"images have shape {tuple(images.shape)}, and {recipe.name} has [n, 1, {pixels}, {pixels}]")
+    if noise.shape != images.shape:
+        raise InputError(f"noise has shape {tuple(noise.shape)}, images {tuple(images.shape)}: give one for each pixel")
+    for what, wrong in (
+        ("an image that is NaN or infinite", ~images.isfinite()),
+        ("noise that is not positive", ~(noise > 0)),
+        ("an image that is zero everywhere", (images == 0).all((1, 2, 3))),
+    ):
+        if wrong.any():
+            where = int(wrong.flatten(1).any(1).nonzero()[0]) if wrong.ndim > 1 else int(wrong.nonzero()[0])
+            raise InputError(f"image {where}: {what}")
+
+
+def _better(best: Fit, found: Fit, rest: Tensor) -> Fit:
+    """`best` with those of its fits at `rest` replaced that `found` betters."""
+    rank = lambda fit: fit.chi_square - fit.converged.float() * 1e-3  # noqa: E731
+    mine = rank(found) < rank(
+        replace(best, **{name: getattr(best, name)[rest] for name in ("chi_square", "converged")})
+    )
+    changes = {}
+    for name in ("covariance", "chi_square", "freedom", "converged", "steps", "model", "residual"):
+        changes[name] = getattr(best, name).clone()
+        changes[name][rest[mine]] = getattr(found, name)[mine]
+    params = {name: value.clone() for name, value in best.params.items()}
+    for name, value in params.items():
+        value[rest[mine]] = found.params[name][mine]
+    return replace(best, params=params, **changes)
+
+
+@torch.no_grad()
+def _fit_all(model: _Model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, progress: bool) -> Fit:
+    """One fit an image. `SLOTS` are under way at any time: one that ends makes room for the next."""
+    data, weight = images.flatten(1), 1 / noise.flatten(1)
+    n, k = numbers.shape
+    numbers, damping = numbers.clone(), torch.full((n,), 1e-2)
+    chi, steps_done, converged = (
+        torch.full((n,), torch.inf),
+        torch.zeros(n, dtype=torch.long),
+        torch.zeros(n, dtype=bool),
+    )
+    curvature = torch.zeros(n, k, k)
+    waiting = list(range(n))[::-1]
+    under_way = [waiting.pop() for _ in range(min(SLOTS, n))]
+    with tqdm(total=n, desc="fit", unit="image", disable=None if progress else True) as bar:
+        while under_way:
+            # slots without an image repeat the first
+            slots = torch.tensor(under_way + under_way[:1] * (SLOTS - len(under_way)))
+            here, slopes = model.images_and_slopes(numbers[slots])
+            slopes, left = slopes * weight[slots, None], (data[slots] - here) * weight[slots]
+            chi[slots] = left.square().sum(1)
+            curvature[slots] = slopes @ slopes.mT
+            downhill = (slopes @ left[..., None])[..., 0]
+            step, promise = _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight)
+            steps_done[slots] += 1
+            converged[slots] = promise < PROMISE
+            numbers[slots] = step
+            ended = {i for i in under_way if converged[i] or steps_done[i] >= steps}
+            bar.update(len(ended))
+            under_way = [i for i in under_way if i not in ended]
+            under_way += [waiting.pop() for _ in range(min(SLOTS - len(under_way), len(waiting)))]
+    return _conclude(model, images, noise, numbers, curvature, converged, steps_done)
+
+
+def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight, tries: int = 4):
+    """The best of a few damped steps from each slot's numbers, [slots, k], and by how much chi-square would fall were it
+    a parabola. Damping is lowered by a step that helps and raised by one that does not."""
+    here, diagonal = numbers[slots], curvature[slots].diagonal(dim1=1, dim2=2)
+    floor = 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12
+    lower, promise = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots))
+    chosen = here.clone()
+    for _ in range(tries):
+        damped = curvature[slots] + torch.diag_embed(damping[slots, None] * diagonal + floor)
+        step = torch.linalg.solve(damped.double(), downhill.double()).float()
+        new = model.bounded(here + step.clamp(-0.5, 0.5))
+        value = ((data[slots] - model.images(new)) * weight[slots]).square().sum(1)
+        helps = (value <= chi[slots]) & ~lower
+        chosen = torch.where(helps[:, None], new, chosen)
+        promise = torch.where(lower, promise, (step * downhill).sum(1))
+        lower |= helps
+        damping[slots] = torch.where(
+            helps, damping[slots] * 0.2, torch.where(lower, damping[slots], damping[slots] * 6)
+        )
+        damping[slots] = damping[slots].clamp(1e-7, 1e6)
+        if lower.all() or bool(((promise < PROMISE) | lower).all()):
+            break
+    return chosen, promise
+
+
+def _conclude(model: _Model, images, noise, numbers, curvature, converged, steps) -> Fit:
+    n = len(images)
+    parts = [model.images(part) for part in _padded(numbers)]
+    drawn = torch.cat(parts)[:n].view_as(images)
+    residual = (images - drawn) / noise
+    params = model.unpack(numbers)
+    # a logarithm's deviation is a relative one
+    units = torch.stack([params[name] if name in _POSITIVE else torch.ones(n) for name in model.names], 1)
+    inverse = torch.linalg.pinv(curvature.double(), hermitian=True).float()
+    covariance = inverse * units[:, :, None] * units[:, None]
+    freedom = noise.isfinite().flatten(1).sum(1) - len(model.names)
+    chi = residual.square().flatten(1).sum(1)
+    return Fit(model.names, params, covariance, chi, freedom, converged, steps, drawn, residual)
+
+
+def _padded(numbers: Tensor) -> list[Tensor]:
+    """In parts of `SLOTS` rows, the last filled up with its last row."""
+    lack = -len(numbers) % SLOTS
+    return list(torch.cat([numbers, numbers[-1:].expand(lack, -1)]).split(SLOTS))
