@@ -1,7 +1,7 @@
 """Smooth lenses fitted to images: Levenberg and Marquardt's method through the simulator, many images at a time.
 
 templates = Templates(recipe)                     # noise-free smooth lenses from the recipe's own priors
-fit = refine(recipe, images, noise, templates.starts(images, noise))
+fit = refine(recipe, images, noise, templates.starts(images))
 fit.residual                                      # what the smooth lens and source leave, in standard deviations
 """
 
@@ -113,7 +113,7 @@ class _Model:
         return render_compiled(self.recipe, self.unpack(numbers)).flatten(1)
 
     def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, pixels] and [n, k, pixels], by forward differences: one renders faster than the renderer differentiates."""
+        """[n, pixels] and [n, k, pixels], by forward differences: quicker than automatic ones, at four digits."""
         n, k = numbers.shape
         moved = numbers[:, None] + _STEP * torch.cat([torch.zeros(1, k), torch.eye(k)])
         images = self.images(moved.flatten(0, 1)).view(n, k + 1, -1)
@@ -140,9 +140,9 @@ class Templates:
         self.norms = images.norm(dim=1, keepdim=True).clamp(min=1e-30)
         self.images = images / self.norms
 
-    def starts(self, images: Tensor, noise: Tensor, count: int = 4) -> Tensor:
-        """The fitted numbers [n, count, k] of the templates most like each image [n, 1, h, w], the best first, each with
-        the brightness that fits best. `noise` [n, 1, h, w]: standard deviations."""
+    def starts(self, images: Tensor, count: int = 4) -> Tensor:
+        """The fitted numbers [n, count, k] of the templates most like each image [n, 1, h, w], the best first, each
+        with the brightness that fits best."""
         found = []
         for image in _halved(images):
             likeness, best = (self.images @ image).topk(count)
@@ -187,7 +187,8 @@ def refine(
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k] (`Templates.starts`), of
     which the next is tried where the one before led to no good fit. A pixel of infinite noise does not count.
     A fit that has not converged after `steps` is flagged, not hidden.
-    Raises InputError for images that are not finite, all zero, or not of the recipe's size, and noise that is not positive.
+    Raises InputError for images that are not finite, all zero, or not of the recipe's size, and for noise that is not
+    positive.
     """
     model = _Model(recipe)
     _check(model.recipe, images, noise)
@@ -269,8 +270,8 @@ def _fit_all(model: _Model, images: Tensor, noise: Tensor, numbers: Tensor, step
 
 
 def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight, tries: int = 4):
-    """The best of a few damped steps from each slot's numbers, [slots, k], and by how much chi-square would fall were it
-    a parabola. Damping is lowered by a step that helps and raised by one that does not."""
+    """The best of a few damped steps from each slot's numbers, [slots, k], and by how much chi-square would fall were
+    it a parabola. Damping is lowered by a step that helps and raised by one that does not."""
     here, diagonal = numbers[slots], curvature[slots].diagonal(dim1=1, dim2=2)
     floor = 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12
     lower, promise = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots))

@@ -73,7 +73,7 @@ def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] 
 
 @torch.no_grad()
 def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] | None = None) -> Tensor:
-    """As `render`, by the compiled kernels that draw data sets: quick for many calls of one shape, and without slopes."""
+    """As `render`, by the compiled kernels that draw data sets: quick for many calls of one shape, no gradients."""
     return _render(recipe, params, points, *_kernels(str(params["lens_theta_E"].device)))
 
 

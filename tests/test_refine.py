@@ -33,7 +33,7 @@ def scenes(recipe):
 @pytest.fixture(scope="module")
 def fit(recipe, scenes):
     images, noise, _ = scenes
-    return refine(recipe, images, noise, Templates(recipe, count=4096).starts(images, noise))
+    return refine(recipe, images, noise, Templates(recipe, count=4096).starts(images))
 
 
 def test_fits_reach_the_noise_from_a_search(fit):
