@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lenslib.dataset import write_dataset
 from lenslib.errors import InputError
 from lenslib.inference import classifier_metadata, find_images, load_classifier, predict_files, read_images
 from lenslib.models import create_model
+from lenslib.recipe import load_recipe
 
 SIZE = 32
 
@@ -201,3 +203,28 @@ def test_one_bad_file_does_not_stop_the_others(save, tmp_path, images):
     for answer in (absent, torn, png):
         assert isinstance(answer, InputError)
     np.testing.assert_allclose(np.concatenate([first, stack]), classifier.probabilities(images[:, None]), atol=1e-6)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_colours_go_from_the_recipe_to_the_prediction(tmp_path, last):
+    from lenslib.classification import classify, open_pair, record_run, train_classifier
+    from lenslib.training import Settings
+
+    recipe = load_recipe("example_colours", {"instrument.pixels": 20})
+    for name, seed in (("train", 1), ("test", 2)):
+        write_dataset(recipe, 64, seed, tmp_path / name, progress=False)
+    training, test = open_pair(tmp_path / "train", tmp_path / "test")
+    settings = Settings(epochs=1, batch_size=16)
+    trained = train_classifier(training, "small_cnn", 20, settings, device="cpu")
+    scores, rate = classify(trained, test, "small_cnn", 20)
+    run = record_run(tmp_path / "results", "mine", "small_cnn", 20, settings, trained, training, test, scores, rate)
+    classifier = load_classifier(run.folder / "weights.safetensors")
+    assert classifier.in_chans == 3
+    np.testing.assert_allclose(classifier.probabilities(test.images), scores, atol=1e-4)
+    image = test.images[0]
+    np.save(tmp_path / "one.npy", np.moveaxis(image, 0, -1) if last else image)
+    (_, answer), *_ = predict_files(classifier, [tmp_path / "one.npy"], progress=False)
+    np.testing.assert_allclose(answer, scores[:1], atol=1e-4)
+    np.save(tmp_path / "grey.npy", image[0])
+    (_, refused), *_ = predict_files(classifier, [tmp_path / "grey.npy"], progress=False)
+    assert "in 3 colours" in str(refused)
