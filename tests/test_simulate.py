@@ -22,7 +22,7 @@ def clean_chunk():
     return lru_cache(lambda name: load_recipe(name).sample(96, seed=123, noise=False))
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", list_recipes("lens"))
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_noise_free_images_are_lenstronomys(clean_chunk, name, label):
     recipe, batch = load_recipe(name), clean_chunk(name)
@@ -176,7 +176,7 @@ def test_matched_hst_reaches_its_peak_signal_to_noise(clean_chunk):
     assert lenstronomy_image(batch.to_lenstronomy(i)).max() == pytest.approx(float(peak[i]), rel=1e-3)
 
 
-NOISY = [name for name in list_recipes() if load_recipe(name).instrument.noise.kind != "none"]
+NOISY = [name for name in list_recipes("lens") if load_recipe(name).instrument.noise.kind != "none"]
 
 
 @pytest.mark.parametrize("name", NOISY)
