@@ -1,7 +1,10 @@
 """CosmoSim data sets (github.com/CosmoAI-AES/CosmoSim): a CSV file of parameters and a PNG for each of its rows."""
 
+import contextlib
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,3 +168,79 @@ def _check_lens(params: pd.DataFrame) -> None:
     for name in params:
         if _is_number(name) and (params[name].dtype.kind not in "fiub" or np.isinf(params[name]).any()):
             raise InputError(f"CosmoSim needs finite numbers in {name}, which has others")
+
+
+def cosmosim_images(recipe, params: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """Images of a roulette recipe as the CosmoSim package, version 2.6.8, draws them, one at a time.
+
+    `params` as in `Batch.params` of the recipe; images are uint8 [pixels, pixels] with row = +y, masked, centred and
+    cropped as the recipe says, by CosmoSim's own functions. InputError where the package is not installed, is of
+    another version (3 has no chi), or has no such lens (roulettes of ellipsoids beyond 5 terms).
+    """
+    with _silence():
+        try:
+            from CosmoSim import CosmoSim, Image, __version__
+        except ImportError as error:
+            raise InputError(f"CosmoSim is not installed ({error}): pip install CosmoSim==2.6.8") from None
+    if __version__ != "2.6.8":
+        raise InputError(f"CosmoSim {__version__} is installed: this needs 2.6.8, the last that has chi and a ring")
+    config = _CONFIGS[recipe.lens.model, recipe.lens.profile]
+    if recipe.lens.model == "roulette" and recipe.lens.profile == "sie" and recipe.lens.terms > 5:
+        raise InputError("CosmoSim has amplitudes of an ellipsoid up to order 5 only")
+    camera = recipe.instrument
+    with _silence():
+        simulator = CosmoSim()
+        simulator.setLensMode(recipe.lens.profile.upper())
+        simulator.setModelMode(config)
+        simulator.setSampled(0)
+    edge = (camera.frame - camera.pixels) // 2
+    try:
+        for row in range(len(params["x"])):
+            with _silence():
+                image = _run(simulator, recipe, {name: float(value[row]) for name, value in params.items()})
+                if camera.centring == "whole":
+                    image = Image.centreImage(image, newbehaviour=False)[0]
+            inner = slice(edge, edge + camera.pixels)
+            yield image[inner, inner][::-1].astype(np.uint8)
+    finally:
+        simulator.close()
+
+
+_CONFIGS = {
+    **{("raytrace", profile): "Raytrace" for profile in ("sis", "pm", "sie")},
+    **{("roulette", profile): "Roulette" for profile in ("sis", "sie")},
+    ("roulette", "pm"): "Point Mass (roulettes)",
+}
+
+
+def _run(simulator, recipe, one: dict[str, float]) -> np.ndarray:
+    frame = recipe.instrument.frame
+    simulator.setImageSize(frame)
+    simulator.setResolution(frame)
+    simulator.setXY(one["x"], one["y"])
+    simulator.setCHI(one["chi"])
+    simulator.setEinsteinR(one["einstein_radius"])
+    simulator.setNterms(recipe.lens.terms or 1)
+    simulator.setMaskMode(recipe.instrument.masked)
+    if recipe.lens.profile == "sie":
+        simulator.setRatio(one["axis_ratio"])
+        simulator.setOrientation(one["orientation"])
+    shape = {"sigma": one["sigma1"], "sigma2": one["sigma2"], "theta": one["theta"]}
+    simulator.makeSource({"imagesize": frame, "source": "Ellipsoid"} | shape)
+    simulator.runSim()
+    return np.array(simulator.getDistortedImage())
+
+
+@contextlib.contextmanager
+def _silence():
+    """CosmoSim writes to the terminal, from Python and from C++."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

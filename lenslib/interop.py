@@ -38,6 +38,8 @@ def lenstronomy_scene(batch, i: int, channel: int = 0) -> Scene:
     if not -len(batch) <= i < len(batch):
         raise InputError(f"no image {i} in a batch of {len(batch)}")
     recipe = batch.recipe
+    if recipe.kind == "roulette":
+        raise InputError(f"lenstronomy has no words for the images of {recipe.name}: see lenslib.cosmosim instead")
     if not 0 <= channel < recipe.channels:
         raise InputError(f"no channel {channel} in images of {recipe.channels}")
     value = {name: float(column[i]) for name, column in batch.params.items()}

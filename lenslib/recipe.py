@@ -18,6 +18,7 @@ from lenslib.instruments import PSF, Instrument
 from lenslib.lenses import ClassLens, Companions, Lens
 from lenslib.pictures import PictureGalaxy
 from lenslib.priors import Shear, Strict, prior
+from lenslib.roulette_recipe import RouletteRecipe
 from lenslib.sources import Galaxy
 from lenslib.substructure import Population, smooth_theta_E, tracers
 
@@ -52,6 +53,7 @@ class Recipe(Strict):
     the colours of an image, one channel each.
     """
 
+    kind: Literal["lens"] = Field("lens", exclude=True)
     name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
     title: str
     references: tuple[str, ...] = ()
@@ -200,16 +202,17 @@ def _stream(seed: int, chunk: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, chunk, zlib.crc32(name.encode())])
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the library."""
-    return sorted(
+def list_recipes(kind: str | None = None) -> list[str]:
+    """Names of the recipes that come with the library; of one `kind`, lens or roulette, only."""
+    names = sorted(
         path.name.removesuffix(".yaml")
         for path in files("lenslib").joinpath("recipes").iterdir()
         if path.name.endswith(".yaml")
     )
+    return [name for name in names if kind is None or kind == load_recipe(name).kind]
 
 
-def load_recipe(name: str | os.PathLike, overrides: dict[str, object] | None = None) -> Recipe:
+def load_recipe(name: str | os.PathLike, overrides: dict[str, object] | None = None) -> Recipe | RouletteRecipe:
     """The recipe of that name, or of that YAML file; `overrides` maps dotted keys to values.
 
     `load_recipe("matched_hst", {"substructure.mass_fraction": 0.01})`. Raises InputError, which names the field, for an
@@ -229,7 +232,9 @@ def load_recipe(name: str | os.PathLike, overrides: dict[str, object] | None = N
     return parse_recipe(text, str(name), overrides)
 
 
-def parse_recipe(text: str, origin: str = "recipe", overrides: dict[str, object] | None = None) -> Recipe:
+def parse_recipe(
+    text: str, origin: str = "recipe", overrides: dict[str, object] | None = None
+) -> Recipe | RouletteRecipe:
     """A recipe from YAML text; `origin` names it in errors."""
     try:
         content = yaml.safe_load(text)
@@ -240,7 +245,7 @@ def parse_recipe(text: str, origin: str = "recipe", overrides: dict[str, object]
     for key, value in (overrides or {}).items():
         _override(content, key.split("."), value, origin)
     try:
-        return Recipe.model_validate(content)
+        return (RouletteRecipe if content.get("kind") == "roulette" else Recipe).model_validate(content)
     except ValidationError as error:
         raise InputError(f"{origin}: {_first(error)}") from None
 

@@ -23,6 +23,7 @@ from lenslib.instruments import NumpyNoise, TorchNoise, convolve
 from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, substructure_deflection
 from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
+from lenslib.roulette_recipe import RouletteRecipe
 from lenslib.sources import sersic
 
 # compiling for a processor mentions, at length, that there is no accelerator
@@ -45,7 +46,7 @@ class Batch:
     labels: Tensor
     params: dict[str, Tensor]
     substructure: dict[str, Tensor]
-    recipe: Recipe = field(repr=False)
+    recipe: Recipe | RouletteRecipe = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,7 +182,10 @@ def _slice(batch: Batch, first: int, last: int) -> Batch:
 
 
 @torch.no_grad()
-def _chunk(recipe: Recipe, seed: int, chunk: int, device: str, noise: bool) -> Batch:
+def _chunk(recipe: Recipe | RouletteRecipe, seed: int, chunk: int, device: str, noise: bool) -> Batch:
+    if recipe.kind == "roulette":
+        images, params = recipe.chunk(seed, chunk, device, noise)
+        return Batch(images, torch.zeros(len(images), dtype=torch.int64, device=device), params, {}, recipe)
     labels, drawn, populations = recipe.draw(seed, chunk)
     tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
     params = {name: tensor(value) for name, value in drawn.items()}

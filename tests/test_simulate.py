@@ -31,7 +31,8 @@ def _scenes_a_class(name: str, label_name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "label"), [(name, label) for name in list_recipes() for label in range(len(load_recipe(name).classes))]
+    ("name", "label"),
+    [(name, label) for name in list_recipes("lens") for label in range(len(load_recipe(name).classes))],
 )
 def test_noise_free_images_are_lenstronomys(clean_chunk, name, label):
     batch = clean_chunk(name)
@@ -193,7 +194,7 @@ def test_matched_hst_reaches_its_peak_signal_to_noise(clean_chunk):
     assert lenstronomy_image(batch.to_lenstronomy(i)).max() == pytest.approx(float(peak[i]), rel=1e-3)
 
 
-NOISY = [name for name in list_recipes() if load_recipe(name).instrument.noise.kind != "none"]
+NOISY = [name for name in list_recipes("lens") if load_recipe(name).instrument.noise.kind != "none"]
 
 
 @pytest.mark.parametrize("name", NOISY)
