@@ -214,7 +214,9 @@ def _evaluate(options) -> None:
             f"{', '.join(classifier.classes)}); '{options.data}' holds {data.recipe.name}"
         )
     metrics = classification_metrics(data.labels, classifier.probabilities(data.images), data.classes)
-    print_table([{"metric": name} | metric for name, metric in metrics.items()], options.json)
+    row = {"value": "", "low": "", "high": ""}  # a metric may lack an interval, or be a text
+    rows = [row | (metric if isinstance(metric, dict) else {"value": metric}) for metric in metrics.values()]
+    print_table([{"metric": name} | row for name, row in zip(metrics, rows, strict=True)], options.json)
 
 
 def _predict(options) -> int:

@@ -83,6 +83,27 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) ->
     return figure
 
 
+def reliability(diagrams: Mapping[str, "object"]) -> Figure:
+    """Accuracy against confidence with 95 % intervals, and the images in each bin below.
+
+    diagrams: label -> data frame of `lenslib.calibration.reliability`.
+    """
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(4.8, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    above.plot((0, 1), (0, 1), ":", color="grey", label="right as often as it says")
+    for colour, (label, bins) in zip(COLOURS, diagrams.items(), strict=False):
+        errors = [bins["accuracy"] - bins["low"], bins["high"] - bins["accuracy"]]
+        above.errorbar(
+            bins["confidence"], bins["accuracy"], yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label
+        )
+        below.hlines(bins["images"], bins["from"], bins["to"], color=colour, linewidth=2)
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    above.legend(fontsize=8)
+    below.set(xlabel="confidence: the largest probability", ylabel="images", yscale="log")
+    return figure
+
+
 def loss_curves(histories: Mapping[str, "object"]) -> Figure:
     """Training and validation loss, and validation AUC, by epoch; `histories` maps a label to a data frame."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
