@@ -95,28 +95,33 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def compare(runs: Sequence[Run | str | Path], seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
+def compare(runs: Sequence[Run | str | Path], seed: int = 0, resamples: int | None = None) -> pd.DataFrame:
     """Every pair of classification runs on one test set, one row each, Holm-corrected over all pairs of the table.
 
     runs: two or more, each a `Run`, its folder or its `predictions.npz` (with the `record.json` beside it). Columns:
     `first` and `second` (the higher macro AUC first); `difference` of their macro AUCs with `low` and `high` from
     paired resamples; `p_bootstrap`; `only_first` and `only_second` (images that one alone got right) and `p_mcnemar`;
-    of two classes also `p_delong`; of each p also its Holm-adjusted `.._holm`.
+    of two classes also `p_delong`; of each p also its Holm-adjusted `.._holm`. `resamples` is 2,000, or 200 a pair if
+    that is more: fewer could not tell anything apart in a long table.
 
     InputError if the runs were not judged on the same images (digest in the record, labels, classes), or one is given
     twice. Scatter over random starts is no part of this: it compares these networks, not their recipes of training.
     """
     labels, scores = _same_test_set([run if isinstance(run, Run) else load_run(_folder(run)) for run in runs])
-    draws = Resampled(len(labels), seed, resamples).over(*(macro(labels, own) for own in scores.values()))
-    draws = {name: own[:, 0] for name, own in zip(scores, draws, strict=True)}
-    value = {name: float(once(len(labels), macro(labels, own))[0]) for name, own in scores.items()}
+    statistics = {name: macro(labels, own) for name, own in scores.items()}
+    value = {name: float(once(len(labels), statistic)[0]) for name, statistic in statistics.items()}
+    pairs = list(combinations(sorted(scores, key=value.get, reverse=True), 2))
+    # Holm multiplies the least p that B resamples can show, 2 / (B + 1), by the number of pairs: here 0.01 at most
+    resamples = resamples or max(RESAMPLES, 200 * len(pairs))
+    draws = dict(zip(scores, Resampled(len(labels), seed, resamples).over(*statistics.values()), strict=True))
     right = {name: own.argmax(1) == labels for name, own in scores.items()}
     rows = []
-    for a, b in combinations(sorted(scores, key=value.get, reverse=True), 2):
-        difference, tested = interval(value[a] - value[b], draws[a] - draws[b]), mcnemar(right[a], right[b])
-        row = {"first": a, "second": b, "difference": difference["value"], "low": difference["low"]}
-        row |= {"high": difference["high"], "p_bootstrap": bootstrap_p(draws[a] - draws[b])}
-        row |= {"only_first": tested["only_first"], "only_second": tested["only_second"], "p_mcnemar": tested["p"]}
+    for a, b in pairs:
+        differences, tested = (draws[a] - draws[b])[:, 0], mcnemar(right[a], right[b])
+        bounds = interval(value[a] - value[b], differences)
+        row = {"first": a, "second": b, "difference": bounds["value"], "low": bounds["low"], "high": bounds["high"]}
+        row |= {"p_bootstrap": bootstrap_p(differences), "only_first": tested["only_first"]}
+        row |= {"only_second": tested["only_second"], "p_mcnemar": tested["p"]}
         if scores[a].shape[1] == 2:
             row["p_delong"] = delong_test(labels, scores[a][:, 1], scores[b][:, 1])["p"]
         rows.append(row)

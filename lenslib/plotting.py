@@ -95,7 +95,7 @@ def reliability(diagrams: Mapping[str, "object"]) -> Figure:
     for colour, (label, bins) in zip(COLOURS, diagrams.items(), strict=False):
         errors = [bins["accuracy"] - bins["low"], bins["high"] - bins["accuracy"]]
         above.errorbar(
-            bins["confidence"], bins["accuracy"], yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label
+            bins["confidence"], bins["accuracy"], yerr=errors, fmt="o", ms=4, capsize=2, color=colour, label=label
         )
         below.hlines(bins["images"], bins["from"], bins["to"], color=colour, linewidth=2)
     above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")

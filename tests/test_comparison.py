@@ -254,6 +254,15 @@ def test_networks_that_are_alike_are_seldom_told_apart(judged):
     assert claims <= 12
 
 
+def test_a_long_table_can_still_tell_networks_apart(judged):
+    labels, (good, _, blind) = _simulated(9)
+    folders = [judged(labels, blind, "blind", seed=seed) for seed in range(11)]
+    table = compare([judged(labels, good, "good"), *folders])
+    assert len(table) == 66
+    assert (table.loc[table["first"] == "good", "p_bootstrap_holm"] < 0.05).all()
+    assert (table.loc[table["first"] != "good", "p_bootstrap_holm"] == 1).all()
+
+
 def test_the_same_network_twice_makes_no_difference(judged):
     labels, (good, *_) = _simulated(5)
     row = compare([judged(labels, good, "net"), judged(labels, good, "net", seed=1)]).iloc[0]
