@@ -99,7 +99,10 @@ def _measure(folder: Path, name: str, job: dict) -> dict:
     places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     # what is compiled is kept here alone, and apart for `scaling`, so that the first start is a first start
     cache = folder / ("cache-scaling" if name == "scaling" else "cache")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    cache.mkdir(exist_ok=True)
+    # torch keeps its prepared headers among the temporary files
+    kept = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR", "TMPDIR"), str(cache))
+    environment = os.environ | kept | {"PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, "-m", "lenslib.bench_worker", name]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -7,11 +7,13 @@ because vectorised kernels round differently for other shapes. So image i depend
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from threading import Timer
 
 import numpy as np
 import torch
@@ -81,7 +83,7 @@ def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str,
 def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
     some, instrument = params["lens_theta_E"], recipe.instrument
     x, y = _grid(instrument.pixels, instrument.pixel_scale, some.device, some.dtype)
-    alpha = deflection(points, x, y) if points else torch.zeros(2, 1, 1, 1).to(some)
+    alpha = deflection(points, x, y) if points else some.new_zeros(2, len(some), *x.shape)
     light = scene(params, *alpha, x, y, *_plan(recipe, some)) * instrument.pixel_scale**2
     psfs, scale = recipe.psfs(), instrument.pixel_scale
     if len(set(psfs)) == 1:
@@ -133,12 +135,49 @@ EAGER = _scene, substructure_deflection, convolve
 _grid = lru_cache(pixel_grid)
 
 
+# torch would compile and run three programs first, to learn whether this C++ compiler knows the processor's vectors:
+# every one that is new enough for torch does
+_QUICK_START = {"cpp.vec_isa_ok": True}
+# recipes and sizes that one process may draw
+MOST_SHAPES = 10_000
+# seconds of compiling that a terminal is told of
+_LONG = 2.0
+
+
 @lru_cache
 def _kernels(device: str):
     """The costly functions, compiled where a compiler is at hand."""
-    if device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++"):
-        return tuple(torch.compile(function, dynamic=False) for function in EAGER)
-    return EAGER
+    if not (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
+        return EAGER
+    # past the limit, dynamo would quietly stop compiling, and the last digits of an image depend on those drawn before
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_SHAPES
+    scene, deflection, blur = (torch.compile(function, dynamic=False, backend=_compiler) for function in EAGER)
+
+    def any_number(points, x, y):
+        # one kernel for populations of any size
+        for value in points.values():
+            torch._dynamo.maybe_mark_dynamic(value, 1)
+        return deflection(points, x, y)
+
+    return scene, any_number, blur
+
+
+def _compiler(graph, inputs):
+    """torch's own compiler, which keeps what it made on disk; a terminal is told of long work."""
+    from torch._inductor.compile_fx import compile_fx
+
+    notice = Timer(_LONG, _say_that_it_compiles)
+    if sys.stderr.isatty():
+        notice.start()
+    try:
+        return compile_fx(graph, inputs, config_patches=_QUICK_START)
+    finally:
+        notice.cancel()
+
+
+@lru_cache  # once, however many functions there are
+def _say_that_it_compiles() -> None:
+    tqdm.write("compile the simulator (once on this machine) ...", file=sys.stderr)
 
 
 def sample(recipe, count, seed=0, start=0, device="cpu", noise=True, progress=False) -> Batch:
@@ -186,6 +225,8 @@ def _chunk(recipe: Recipe | RouletteRecipe, seed: int, chunk: int, device: str, 
     if recipe.kind == "roulette":
         images, params = recipe.chunk(seed, chunk, device, noise)
         return Batch(images, torch.zeros(len(images), dtype=torch.int64, device=device), params, {}, recipe)
+    if noise and device == "cpu":
+        _compile_draws()
     labels, drawn, populations = recipe.draw(seed, chunk)
     tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
     params = {name: tensor(value) for name, value in drawn.items()}
@@ -248,6 +289,20 @@ def _add_noise(recipe, images, params, classes, key, device) -> None:
     # numpy draws with the interpreter's lock released: parts of a chunk are exposed side by side, cores kept busy
     parts = [(label, k, mine) for label, rows in enumerate(classes) for k, mine in enumerate(rows.chunk(NOISE_PARTS))]
     list(_threads().map(lambda part: expose(*part), parts))
+
+
+@lru_cache
+def _compile_draws() -> None:
+    """Begin to make `lenslib.draws` ready, on a core that is idle while the renderer is compiled."""
+
+    def draw() -> None:
+        from lenslib.draws import fill_normal, fill_poisson
+
+        rng, numbers = np.random.default_rng(), np.ones(1, np.float32)
+        fill_normal(rng, numbers)
+        fill_poisson(rng, np.ones(1, np.float32), numbers)
+
+    _threads().submit(draw)
 
 
 @lru_cache

@@ -1,5 +1,6 @@
 """Images: against lenstronomy, the same whatever the batch, and with the noise that the instrument states."""
 
+import time
 from functools import lru_cache
 
 import numpy as np
@@ -132,6 +133,34 @@ def test_threads_and_compilation_change_nothing(compiled_renderer, threads, monk
     assert float(((compiled_clean.images - plain.images).abs() / peaks).max()) < 1e-4
     threads(1)
     _assert_same(plain, recipe.sample(32, seed=8, noise=False))
+
+
+def test_one_kernel_serves_classes_of_all_sizes(compiled_kernels, small_recipe, monkeypatch):
+    expected, graphs = small_recipe.sample(96, noise=False), []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(simulate, "_compiler", compiler)
+    kernels = compiled_kernels.__wrapped__("cpu")
+    monkeypatch.setattr(simulate, "_kernels", lambda device: kernels)
+    torch.testing.assert_close(small_recipe.sample(96, noise=False).images, expected.images)
+    # deflection by 25 and by 100 points, light of three classes, point-spread function
+    assert len(graphs) == 3
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_is_told_once_of_long_compilation(terminal, monkeypatch, capsys):
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, config_patches: time.sleep(0.3))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(simulate, "_LONG", 0.01)
+    simulate._say_that_it_compiles.cache_clear()
+    for _ in range(2):
+        simulate._compiler(None, [])
+    said = capsys.readouterr()
+    assert said.err.count("compile the simulator") == terminal
+    assert not said.out
 
 
 @pytest.mark.parametrize(
