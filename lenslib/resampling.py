@@ -80,9 +80,10 @@ def roc(positive: np.ndarray, scores: np.ndarray, copies: int = 1, rates: Sequen
     reaches while the false-positive rate is at most `rate`: an operating point that exists, not one between two. NaN
     where a resample lacks one of the two classes.
     """
-    order = np.argsort(-scores, kind="stable")
-    positive, descending, lens = positive[order], -scores[order], order // copies
-    right, wrong = descending[positive], descending[~positive]
+    falling = -np.asarray(scores, dtype=np.float64)
+    order = np.argsort(falling, kind="stable")
+    positive, falling, lens = positive[order], falling[order], order // copies
+    right, wrong = falling[positive], falling[~positive]
     right_lens, wrong_lens = lens[positive], lens[~positive]
     above, at_least = (np.searchsorted(wrong, right, side) for side in ("left", "right"))
     tied = (above != at_least).any()
