@@ -141,6 +141,8 @@ def _kernels(device: str):
     if not (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
         return EAGER
     scene, deflection, blur = (torch.compile(function, dynamic=False, backend=_compiler) for function in EAGER)
+    if device.startswith("cuda"):
+        return scene, deflection, blur
 
     def any_number(points, x, y):
         # one kernel for populations of any size
