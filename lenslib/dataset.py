@@ -148,15 +148,20 @@ def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
 
 
 def _write_files(folder: Path, recipe, count, seed, start, device, progress) -> dict[str, str]:
-    pixels, rows = recipe.instrument.pixels, []
+    pixels, columns, done = recipe.instrument.pixels, {}, 0
     header = {"descr": "<f4", "fortran_order": False, "shape": (count, recipe.channels, pixels, pixels)}
     with open(folder / "images.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for batch in sample_chunks(recipe, count, seed, start, device, progress=progress):
-            file.write(batch.images.cpu().numpy().tobytes())
-            columns = {"label": batch.labels.cpu().numpy()}
-            rows.append(pd.DataFrame(columns | {name: value.cpu().numpy() for name, value in batch.params.items()}))
-    params = pd.concat(rows, ignore_index=True)
+            file.write(batch.images.cpu().numpy())
+            for name, value in ({"label": batch.labels} | batch.params).items():
+                # as long as they will be from the start: small arrays kept from every chunk would let the memory of the
+                # large ones between them be used no more
+                if name not in columns:
+                    columns[name] = np.empty(count, value.cpu().numpy().dtype)
+                columns[name][done : done + len(batch)] = value.cpu().numpy()
+            done += len(batch)
+    params = pd.DataFrame(columns)
     params.insert(0, "index", np.arange(start, start + count))
     params.to_parquet(folder / "params.parquet", index=False)
     return {name: _sha256(folder / name) for name in FILES}

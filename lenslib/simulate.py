@@ -152,6 +152,8 @@ def _kernels(device: str):
     # past the limit, dynamo would quietly stop compiling, and the last digits of an image depend on those drawn before
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_SHAPES
     scene, deflection, blur = (torch.compile(function, dynamic=False, backend=_compiler) for function in EAGER)
+    if device.startswith("cuda"):
+        return scene, deflection, blur
 
     def any_number(points, x, y):
         # one kernel for populations of any size
