@@ -9,7 +9,7 @@ from torch import nn
 
 from lenslib.errors import InputError, unknown
 
-FAMILIES = ("convolutional", "transformer", "equivariant")
+FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def create_model(
 ) -> nn.Module:
     """Build a registered model, in training mode: float32 [n, in_chans, image_size, image_size] -> [n, num_outputs].
 
+    An autoencoder gives images of the shape it was given; `num_outputs` is the length of its code.
     Initial weights follow torch's generator (torch.manual_seed). `weights` is None, the path of a .safetensors file
     of the same model, or "imagenet". `options` go to the builder (such as `width`).
     InputError: unknown name, a size the model cannot take, weights that are missing, foreign or do not match.
