@@ -11,6 +11,7 @@ from lenslib.models.libraries import (
     IMAGENET,
     at_least,
     covered,
+    multiples_of,
     register_timm,
     register_torchvision,
     remainders,
@@ -49,9 +50,9 @@ _timm("inception_v3", INCEPTION, remainders(8, (3, 5), least=75), DENSE | IMAGEN
 _timm("mnasnet1_0", MNASNET, at_least(32), DEPTHWISE | IMAGENET, model="mnasnet_100")
 _timm("efficientnet_b0", EFFICIENTNET, at_least(32), DEPTHWISE | IMAGENET)
 _timm("efficientnet_b2", EFFICIENTNET, at_least(32), DEPTHWISE | IMAGENET)
-_timm("convnext_atto", CONVNEXT_ATTO, covered(4, stride=4), DEPTHWISE | IMAGENET)
-_timm("convnext_tiny", CONVNEXT, covered(4, stride=4), DEPTHWISE | IMAGENET)
-_timm("convnext_base", CONVNEXT, covered(4, stride=4), DEPTHWISE | IMAGENET)
+_timm("convnext_atto", CONVNEXT_ATTO, multiples_of(4), DEPTHWISE | IMAGENET)
+_timm("convnext_tiny", CONVNEXT, multiples_of(4), DEPTHWISE | IMAGENET)
+_timm("convnext_base", CONVNEXT, multiples_of(4), DEPTHWISE | IMAGENET)
 
 
 def _squeezenet_head(network: nn.Module, final_relu: bool = False) -> None:
@@ -84,7 +85,12 @@ def mnasnet6_0(num_outputs: int, image_size: int, in_chans: int, **options) -> n
     """MnasNet of six times the published width, as the roulette regressions used it."""
     from torchvision.models import MNASNet
 
-    network = MNASNet(6.0, num_classes=num_outputs, **options)
+    class Current(MNASNet):
+        """Loads without the version number that torchvision wants and safetensors does not keep."""
+
+        _load_from_state_dict = nn.Module._load_from_state_dict
+
+    network = Current(6.0, num_classes=num_outputs, **options)
     stem = network.layers[0]
     if in_chans != stem.in_channels:
         network.layers[0] = nn.Conv2d(in_chans, stem.out_channels, 3, stride=2, padding=1, bias=False)

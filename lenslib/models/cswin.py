@@ -1,7 +1,6 @@
 """CSWin Transformer: self-attention within crosses of stripes (Dong et al. 2021, arXiv:2107.00652)."""
 
 import torch
-from einops import rearrange
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -36,14 +35,14 @@ class CrossShapedAttention(nn.Module):
 
     @staticmethod
     def _stripes(q, k, v, heads: int, height: int, width: int) -> torch.Tensor:
-        """Attention within the height x width cells of the map."""
-        n, rows, columns = len(q), q.shape[1] // height, q.shape[2] // width
-        to_cells = "n (r h) (c w) (m d) -> (n r c) m (h w) d"
-        cells = (rearrange(t, to_cells, m=heads, h=height, w=width) for t in (q, k, v))
-        attended = scaled_dot_product_attention(*cells)
-        return rearrange(
-            attended, "(n r c) m (h w) d -> n (r h) (c w) (m d)", n=n, r=rows, c=columns, h=height, w=width
-        )
+        """Attention within the height x width cells of the map [n, h, w, dim]."""
+        n, all_rows, all_columns, dim = q.shape
+        split = (n, all_rows // height, height, all_columns // width, width, heads, dim // heads)
+        # n, rows and columns of cells, head | place in the cell | dimension of the head
+        cells = (t.reshape(split).permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5) for t in (q, k, v))
+        attended = scaled_dot_product_attention(*(cell.flatten(0, 2) for cell in cells))
+        attended = attended.reshape(n, split[1], split[3], heads, height, width, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        return attended.reshape(q.shape)
 
 
 class Block(nn.Module):

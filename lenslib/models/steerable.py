@@ -61,7 +61,6 @@ class SteerableCNN(nn.Module):
         self.blocks = enn.SequentialModule(*_layers(self.input_type, fields))
         self.head = nn.Sequential(nn.Linear(2 * fields[-1], 64), nn.ELU(), nn.Linear(64, num_outputs))
         _forget_constants(self.blocks)
-        self.register_load_state_dict_post_hook(_expand_again)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
@@ -130,12 +129,6 @@ def _forget_constants(blocks: nn.Module) -> None:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, buffer, persistent=False)
-
-
-def _expand_again(model: nn.Module, _) -> None:
-    """After loading into a model in evaluation mode, whose kernels are still those of the old weights."""
-    if not model.training:
-        model.train().eval()
 
 
 def repair_mirrored_groups() -> None:

@@ -52,9 +52,10 @@ def _two_patches(image_size: int) -> list[int] | None:
 def patched(patches: Iterable[int] = PATCH_SIZES) -> dict:
     """The size rule of a network of square patches."""
     patches = tuple(patches)
+    some = f"{patches[0]} to {patches[-1]}" if len(patches) > 4 else ", ".join(map(str, patches))
     return {
         "takes_size": lambda size: patch_size(size, patches) is not None,
-        "size_rule": f"at least 4 patches of {patches[0]} to {patches[-1]} pixels a side, without a rest",
+        "size_rule": f"at least 4 patches of {some} pixels a side, without a rest",
     }
 
 
@@ -94,6 +95,10 @@ BOTNET = "Srinivas et al. 2021, arXiv:2101.11605"
 LEVIT = "Graham et al. 2021, arXiv:2104.01136"
 PIT = "Heo et al. 2021, arXiv:2103.16302"
 MOBILEVIT = "Mehta & Rastegari 2021, arXiv:2110.02178"
+EVEN_LAST_MAP = {  # its attention there works on a halved map and doubles it again
+    "takes_size": lambda size: size >= 32 and -(-size // 16) % 2 == 0,
+    "size_rule": "32 pixels or more, of which a sixteenth rounds up to an even number",
+}
 SMALL_SWIN = {"embed_dim": 64, "depths": (2, 2, 4, 2), "num_heads": (2, 4, 8, 16)}
 
 _timm("vit_tiny", DEIT, patched(), TOKENS | IMAGENET, "vit_tiny_patch16_224", _patch)
@@ -107,8 +112,8 @@ _timm("swin_v2_b", SWIN_V2, multiples_of(32), TOKENS | IMAGENET, "swinv2_base_wi
 _timm("cait", CAIT, patched(), TOKENS | IMAGENET, "cait_xxs24_224", _patch)
 _timm("convit", CONVIT, patched(), TOKENS | IMAGENET, "convit_tiny", _patch)
 _timm("twins_svt", TWINS, multiples_of(32), TOKENS | IMAGENET, "twins_svt_small")
-_timm("efficientformer", EFFICIENTFORMER, at_least(32), DENSE | IMAGENET, "efficientformerv2_s1")
-_timm("coat", COAT, covered(4, stride=4), TOKENS | IMAGENET, "coat_lite_mini")
+_timm("efficientformer", EFFICIENTFORMER, EVEN_LAST_MAP, DENSE | IMAGENET, "efficientformerv2_s1")
+_timm("coat", COAT, multiples_of(4), TOKENS | IMAGENET, "coat_lite_mini")
 _timm("coatnet", COATNET, multiples_of(32), DENSE | IMAGENET, "coatnet_nano_rw_224")
 _timm("botnet", BOTNET, multiples_of(32), DENSE | IMAGENET, "botnet26t_256")
 _timm("levit", LEVIT, multiples_of(16), TOKENS | IMAGENET, "levit_128s")
