@@ -3,7 +3,17 @@
 One file a family; importing this package needs torch alone, a builder imports the library it wraps.
 """
 
-from lenslib.models import cnn, equivariant, transformers  # noqa: F401  (importing a family registers its models)
+from lenslib.models import (  # noqa: F401  (importing a family registers its models)
+    a_vit,
+    autoencoders,
+    backbones,
+    cnn,
+    cswin,
+    equivariant,
+    mobile_former,
+    rvt,
+    transformers,
+)
 from lenslib.models.registry import (
     ModelInfo,
     create_model,

@@ -1,4 +1,4 @@
-"""Convolutional networks."""
+"""The project's own convolutional networks."""
 
 import math
 
@@ -110,19 +110,3 @@ for _name, _network in (("small_cnn", SmallCNN), ("polar_cnn", PolarCNN)):
         precision="bf16-mixed",
         channels_last=True,
     )(_network)
-
-
-@register(
-    "resnet18",
-    "convolutional",
-    source="He et al. 2015, arXiv:1512.03385; timm",
-    takes_size=lambda size: size >= 32,
-    size_rule="32 pixels or more",
-    precision="bf16-mixed",
-    channels_last=True,
-    imagenet=True,
-)
-def resnet18(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
-    import timm
-
-    return timm.create_model("resnet18", num_classes=num_outputs, in_chans=in_chans, **options)

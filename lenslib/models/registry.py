@@ -9,7 +9,7 @@ from torch import nn
 
 from lenslib.errors import InputError, unknown
 
-FAMILIES = ("convolutional", "transformer", "equivariant")
+FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def create_model(
 ) -> nn.Module:
     """Build a registered model, in training mode: float32 [n, in_chans, image_size, image_size] -> [n, num_outputs].
 
+    An autoencoder gives images of the shape it was given; `num_outputs` is the length of its code.
     Initial weights follow torch's generator (torch.manual_seed). `weights` is None, the path of a .safetensors file
     of the same model, or "imagenet". `options` go to the builder (such as `width`).
     InputError: unknown name, a size the model cannot take, weights that are missing, foreign or do not match.
@@ -94,11 +95,29 @@ def create_model(
         near = f"{below} or {above}" if below else f"{above}"
         raise InputError(f"{name} cannot take {image_size}-pixel images ({info.size_rule}); resize them to {near}")
     if weights == "imagenet":
-        return _build_pretrained(info, num_outputs, image_size, in_chans, options)
-    model = info.build(num_outputs, image_size, in_chans, **options)
-    if weights is not None:
+        model = _build_pretrained(info, num_outputs, image_size, in_chans, options)
+    else:
+        model = info.build(num_outputs, image_size, in_chans, **options)
+    model.register_state_dict_post_hook(_untie)
+    model.register_load_state_dict_post_hook(_forget_caches)
+    if weights not in (None, "imagenet"):
         load_weights(model, weights)
     return model
+
+
+def _untie(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Copy tensors that layers share (as in CoaT): safetensors refuses two names for one memory."""
+    seen = set()
+    for key, value in state.items():
+        if value.data_ptr() in seen and value.numel():
+            state[key] = value.clone()
+        seen.add(value.data_ptr())
+
+
+def _forget_caches(model: nn.Module, _) -> None:
+    """Of a model in evaluation mode: layers of LeViT and e2cnn keep there what they derived from the old weights."""
+    if not model.training:
+        model.train().eval()
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

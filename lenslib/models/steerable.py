@@ -61,7 +61,6 @@ class SteerableCNN(nn.Module):
         self.blocks = enn.SequentialModule(*_layers(self.input_type, fields))
         self.head = nn.Sequential(nn.Linear(2 * fields[-1], 64), nn.ELU(), nn.Linear(64, num_outputs))
         _forget_constants(self.blocks)
-        self.register_load_state_dict_post_hook(_expand_again)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if tuple(images.shape[-2:]) != (self.image_size, self.image_size):
@@ -69,8 +68,46 @@ class SteerableCNN(nn.Module):
                 f"this network was made for {self.image_size}-pixel images, not {tuple(images.shape[-2:])}; "
                 "resize them (another size can break its symmetry)"
             )
-        features = self.blocks(enn.GeometricTensor(images, self.input_type)).tensor
-        return self.head(torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1))
+        return self.head(self.read(self.blocks(enn.GeometricTensor(images, self.input_type)).tensor))
+
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        """What the head sees of the last map [n, fields, h, w]."""
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+
+
+class C8SteerableCNN(SteerableCNN):
+    """The network of e2cnn's example at its full width, with its third pooling and its head.
+
+    The example's last map has one pixel; here the head sees the mean over the map. `mask` blackens the corners, as the
+    example does. Among lens finders it was met with `order=4, mask=True, flatten=True`: four turns in place of eight,
+    and a head that sees where a feature is, so that its answer changes when the image is turned.
+    """
+
+    def __init__(
+        self,
+        num_outputs: int,
+        image_size: int,
+        in_chans: int = 1,
+        order: int = 8,
+        mask: bool = False,
+        flatten: bool = False,
+    ):
+        super().__init__(order, False, num_outputs, image_size, in_chans, width=1)
+        *layers, pool = self.blocks.children()
+        first = [enn.MaskModule(self.input_type, image_size, margin=1)] if mask else []
+        third = enn.PointwiseAvgPoolAntialiased(layers[-1].out_type, sigma=0.66, stride=1, padding=0)
+        self.blocks, self.flatten = enn.SequentialModule(*first, *layers, third, pool), flatten
+        _forget_constants(self.blocks)
+        side = (
+            -(-(image_size - 4) // 2 ** len(STRIDE_AFTER)) - 2 - 4
+        )  # the last kernel takes 2 pixels off, the pooling 4
+        features = FIELDS[-1] * (side**2 if flatten else 1)
+        self.head = nn.Sequential(
+            nn.Linear(features, 64), nn.BatchNorm1d(64), nn.ELU(inplace=True), nn.Linear(64, num_outputs)
+        )
+
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        return features.flatten(1) if self.flatten else features.mean((2, 3))
 
 
 def _layers(input_type: enn.FieldType, fields: list[int]) -> list[enn.EquivariantModule]:
@@ -92,12 +129,6 @@ def _forget_constants(blocks: nn.Module) -> None:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, buffer, persistent=False)
-
-
-def _expand_again(model: nn.Module, _) -> None:
-    """After loading into a model in evaluation mode, whose kernels are still those of the old weights."""
-    if not model.training:
-        model.train().eval()
 
 
 def repair_mirrored_groups() -> None:

@@ -1,4 +1,9 @@
-"""One contract for every registered model: a new model is tested by being registered."""
+"""One contract for every registered model: a new model is tested by being registered.
+
+Exceptions, for time: models of HEAVY, settings of papers whose code smaller entries share, run at 64 pixels, unless
+the slow tests are asked for; so do the smallest sizes, and torch.export of all but REPRESENTATIVES. Three channels are
+counted through on the meta device, which computes no numbers.
+"""
 
 import pickle
 import subprocess
@@ -9,11 +14,40 @@ import torch
 from safetensors.torch import save_file
 
 from lenslib.errors import InputError
-from lenslib.models import create_model, legal_size, list_models, model_info
+from lenslib.models import create_model, legal_size, list_models, load_weights, model_info
 from lenslib.models.transformers import patch_size
 
 NAMES = list_models()
 OUTPUTS = 3
+HEAVY = {
+    "alexnet",
+    "c8_steerable_cnn",  # few parameters, but as many channels as eight networks
+    "convnext_base",
+    "efficientnet_b7",
+    "efficientnetv2_l",
+    "mnasnet6_0",
+    "resnet101",
+    "resnet152",
+    "swin_v2_b",
+    "vgg16_bn",
+    "vgg19_bn",
+    "vit_b_16",
+    "wide_resnet50",
+}
+REPRESENTATIVES = {"small_cnn", "resnet18", "vit_tiny", "a_vit", "cswin", "mobileformer", "rvt", "vae"}
+
+
+def marked(slow: set[str], *names):
+    """The names as parameters, those of `slow` behind the marker of that name."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in names or NAMES]
+
+
+# 150 pixels, and the smallest a model takes (that nearest to 1)
+OTHER_SIZES = [
+    pytest.param(name, size, marks=[pytest.mark.slow] if name in HEAVY or size == 1 else [])
+    for size in (150, 1)
+    for name in NAMES
+]
 
 
 def build(name, size=64, seed=0, **options):
@@ -26,18 +60,24 @@ def images(model_name, count=2, size=64, seed=0):
     return torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("size", [64, 150])
-@pytest.mark.parametrize("name", NAMES)
-def test_forward_backward_and_every_pixel_counts(name, size):
-    model = build(name, size)
-    logits = model(images(name, size=size))
-    assert logits.shape == (2, OUTPUTS)
-    logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+def take_a_step(name, model, x):
+    """Forward, backward, and one step: residual branches may start at zero, behind shortcuts that skip pixels."""
+    out = model(x)
+    if model_info(name).family == "autoencoder":
+        assert out.shape == x.shape
+        loss = sum(model.losses(x).values())
+    else:
+        assert out.shape == (len(x), OUTPUTS)
+        loss = out.square().sum()
+    loss.backward()
+    spoilt = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not spoilt, f"no finite gradient: {spoilt}"
+    # steps of one length: plain gradients of an untrained network can be huge
+    torch.optim.Adam(model.parameters(), lr=1e-3).step()
+    model.zero_grad()
 
-    # one step, because residual branches may start at zero, behind shortcuts that skip pixels
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    model.eval()
+
+def assert_every_pixel_counts(name, model, size):
     reached = 0
     for seed in range(8):  # a dead ReLU or a maximum elsewhere can hide a pixel from one image
         x = images(name, 1, size, seed).requires_grad_()
@@ -45,43 +85,69 @@ def test_forward_backward_and_every_pixel_counts(name, size):
         reached = reached + x.grad.abs()
         if (reached > 0).all():
             break
-    assert (reached > 0).all(), f"{int((reached == 0).sum())} pixels never reach the output"
+    assert (reached > 0).all(), f"{int((~(reached > 0)).sum())} pixels never reach the output"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_round_trip_to_the_bit(name, tmp_path):
-    model = build(name, seed=1)
-    model(images(name))  # moves the running statistics away from their start
-    model.eval()
-    trained_keys = set(model.state_dict())
-    assert trained_keys == set(model.train().state_dict())
-    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+@pytest.mark.parametrize(("name", "size"), [(name, 64) for name in NAMES] + OTHER_SIZES)
+def test_forward_backward_and_every_pixel(name, size):
+    model = build(name, size)
+    # what the test says of HEAVY, and what the registry promises of the others
+    assert (sum(p.numel() for p in model.parameters()) > 40e6) <= (name in HEAVY)
+    take_a_step(name, model, images(name, size=size))
+    assert_every_pixel_counts(name, model.eval(), size)
 
-    loaded = build(name, seed=2, weights=tmp_path / "weights.safetensors").eval()
-    late = build(name, seed=3).eval()
-    late.load_state_dict(model.state_dict())
+
+@pytest.mark.parametrize("name", marked(HEAVY))
+def test_seeds_and_weight_files(name, tmp_path):
+    model, again, other = build(name), build(name), build(name, seed=6).state_dict()
+    start = again.state_dict()
+    assert all(torch.equal(value, start[key]) for key, value in model.state_dict().items()), "same seed, other weights"
+    assert any(not torch.equal(start[key], other[key]) for key in start), "other seed, same weights"
+
+    x, keys = images(name), set(model.state_dict())
+    take_a_step(name, model, x)
+    model.eval(), again.eval()
     with torch.no_grad():
-        expected, other = model.eval()(images(name)), build(name, seed=2).eval()(images(name))
-        assert not torch.equal(other, expected)
-        assert torch.equal(loaded(images(name)), expected)
-        assert torch.equal(late(images(name)), expected)
+        expected = model(x)
+        assert not torch.equal(again(x), expected)
+        assert keys == set(model.state_dict()), "the weights of a model in use have other names"
+        save_file(model.state_dict(), tmp_path / "weights.safetensors")
+        load_weights(again, tmp_path / "weights.safetensors")  # in evaluation mode, where layers may keep caches
+        assert torch.equal(again(x), expected), "not the same to the bit after saving and loading"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_seed_fixes_the_initial_weights(name):
-    first, again, other = (build(name, seed=seed).state_dict() for seed in (5, 5, 6))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
+@pytest.mark.parametrize("name", marked({"c8_steerable_cnn"}))
+def test_three_channels(name):
+    # e2cnn and the stochastic depth of CCT want numbers
+    device = "cpu" if model_info(name).family == "equivariant" or name.startswith("cct") else "meta"
+    side = legal_size(name, 64)
+    with torch.device(device):
+        out = build(name, in_chans=3).eval()(torch.ones(2, 3, side, side))
+    autoencoder = model_info(name).family == "autoencoder"
+    assert out.shape == ((2, 3, side, side) if autoencoder else (2, OUTPUTS))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["small_cnn", "vit_tiny", "c4_steerable", "vae"])
+def test_weights_by_path(name, tmp_path):
+    model = build(name, seed=1)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = build(name, seed=2, weights=tmp_path / "weights.safetensors")
+    assert loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(images(name)), model.eval()(images(name)))
+
+
+@pytest.mark.parametrize("name", marked(set(NAMES) - REPRESENTATIVES))
 def test_exports_or_says_why_not(name):
-    if model_info(name).export:
-        assert model_info(name).export.strip()
-        return
     model, x = build(name).eval(), images(name)
+    reason = model_info(name).export
+    if reason is not None:
+        assert reason.strip()
+        with pytest.raises(Exception):  # noqa: B017, PT011  (the tracer's own types; once it succeeds, drop the reason)
+            torch.export.export(model, (x,), strict=False)
+        return
     program = torch.export.export(model, (x,), strict=False)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,8 +155,22 @@ def test_registry_facts(name):
     info = model_info(name)
     assert info.precision in ("32-true", "bf16-mixed")
     assert name in list_models(info.family)
+    assert any(text in info.source for text in ("arXiv:", "Science", "lenslib")), "no paper is named"
     assert all(info.takes_size(legal_size(name, size)) for size in (1, 64, 75, 149, 150))
-    assert build(name, in_chans=2)(images(name).repeat(1, 2, 1, 1)).shape == (2, OUTPUTS)
+
+
+def test_names_of_the_literature():
+    assert set(LITERATURE.split()) <= set(NAMES)
+
+
+LITERATURE = """
+small_cnn alexnet vgg16_bn vgg19_bn resnet18 resnet34 resnet50 resnet101 resnet152 resnet34_scratch resnet34_bottleneck
+resnext50 wide_resnet50 densenet121 densenet201 inception_v3 mnasnet1_0 mnasnet6_0 squeezenet1_1 efficientnet_b0
+efficientnet_b2 efficientnet_b7 efficientnetv2_s efficientnetv2_l convnext_atto convnext_tiny convnext_base
+vit tnt swin swin_v2 regionvit t2t_vit pvt cpvt cvt crossformer cait crossvit cct twins_svt a_vit rvt cswin mobileformer
+convit efficientformer coat coatnet botnet levit pit mobilevit
+c4_steerable c8_steerable d4_steerable d8_steerable c8_steerable_cnn ae dcae vae aae
+"""
 
 
 def test_patches_tile_the_image():
@@ -110,7 +190,15 @@ def test_unknown_names():
 
 @pytest.mark.parametrize(
     ("name", "size", "near"),
-    [("vit_tiny", 149, "147 or 150"), ("c8_steerable", 64, "61 or 65"), ("small_cnn", 3, "to 16")],
+    [
+        ("vit_tiny", 149, "147 or 150"),
+        ("c8_steerable", 64, "61 or 65"),
+        ("small_cnn", 3, "to 16"),
+        ("swin", 150, "128 or 160"),
+        ("squeezenet1_1", 150, "149 or 151"),
+        ("alexnet", 150, "145 or 151"),
+        ("inception_v3", 64, "to 75"),
+    ],
 )
 def test_illegal_size_names_the_nearest(name, size, near):
     with pytest.raises(InputError, match=near):
@@ -154,6 +242,7 @@ def test_imagenet_weights_absent_or_offline(monkeypatch, tmp_path):
 
 
 def test_listing_models_loads_no_model_library():
-    heavy = "import sys, lenslib.models; print({'timm', 'e2cnn', 'vit_pytorch'} & set(sys.modules))"
+    libraries = {"timm", "e2cnn", "vit_pytorch", "torchvision", "einops"}
+    heavy = f"import sys, lenslib.models; print({libraries} & set(sys.modules))"
     listed = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert listed.stdout.strip() == "set()"
