@@ -156,9 +156,10 @@ def _intruders(frame: Frame, light: LensLight) -> np.ndarray:
     smooth = gaussian_filter(light.residual * light.good / noise, 1.0)
     peaks = maximum_position(smooth, labels, range(1, count + 1)) if count else []
     far = [
-        i for i, (y, x) in enumerate(peaks, 1)
+        i
+        for i, (y, x) in enumerate(peaks, 1)
         if np.hypot(x - light.center[0], y - light.center[1]) * frame.pixel_scale > INTRUDER
-    ]  # fmt: skip
+    ]
     return binary_dilation(np.isin(labels, far), iterations=2)
 
 

@@ -30,8 +30,10 @@ _STEPS = 60
 def check_order(order: int) -> None:
     """InputError for an order that is no whole number, negative or beyond what double precision holds."""
     if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
-        raise InputError(f"the order must be a whole number from 0 to {MAX_ORDER}, the last whose factorial is a number "
-                         f"in double precision, not {order!r}")  # fmt: skip
+        raise InputError(
+            f"the order must be a whole number from 0 to {MAX_ORDER}, not {order!r}: "
+            "factorials beyond are too large for double precision"
+        )
 
 
 def indices(order: int) -> list[tuple[int, int]]:
@@ -66,8 +68,10 @@ def _round_amplitudes(strength, x, y, order, coefficients, power):
     size = sign * torch.exp(logarithm - (m + power) * torch.log(radius)[:, None, None])
     amplitudes = strength[:, None, None] * torch.polar(size.abs(), s * angle[:, None, None]) * size.sign()
     if not torch.isfinite(torch.view_as_real(amplitudes)).all():
-        raise InputError(f"amplitudes of order {order} at {float(radius.min()):g} pixels from the lens are larger than "
-                         "double precision holds: lower the order")  # fmt: skip
+        raise InputError(
+            f"amplitudes of order {order} at {float(radius.min()):g} pixels from the lens are larger than "
+            "double precision holds: lower the order"
+        )
     return amplitudes
 
 

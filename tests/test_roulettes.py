@@ -45,14 +45,19 @@ def _recursion_in_x_and_y(profile: str, order: int):
             alpha, beta = found[m, s]
             # primes of the text: m + 1 is the new order, and m + 2 its factor
             up = sympy.Rational(m + 2, m + 2 + s + 1) * (2 if s == 0 else 1)
-            found.setdefault((m + 1, s + 1), (
-                up * (sympy.diff(alpha, x) - sympy.diff(beta, y)), up * (sympy.diff(beta, x) + sympy.diff(alpha, y))
-            ))  # fmt: skip
+            found.setdefault(
+                (m + 1, s + 1),
+                (up * (sympy.diff(alpha, x) - sympy.diff(beta, y)), up * (sympy.diff(beta, x) + sympy.diff(alpha, y))),
+            )
             if s >= 1:
                 down = sympy.Rational(m + 2, m + 2 - (s - 1)) / (2 if s == 1 else 1)
-                found.setdefault((m + 1, s - 1), (
-                    down * (sympy.diff(alpha, x) + sympy.diff(beta, y)), down * (sympy.diff(beta, x) - sympy.diff(alpha, y))
-                ))  # fmt: skip
+                found.setdefault(
+                    (m + 1, s - 1),
+                    (
+                        down * (sympy.diff(alpha, x) + sympy.diff(beta, y)),
+                        down * (sympy.diff(beta, x) - sympy.diff(alpha, y)),
+                    ),
+                )
     names = (x, y, f, p)
     return {key: tuple(sympy.lambdify(names, part) for part in pair) for key, pair in found.items()}
 
@@ -110,9 +115,12 @@ def test_closed_amplitudes_are_the_recursion_to_order_50(profile, place):
     for (m, s), (coefficient, power, conjugate) in table.items():
         # z^a conj(z)^b = |z|^(a + b) e^(i (a - b) arg z)
         size, angle = abs(z), sympy.arg(z)
-        exact = complex(sympy.N(
-            strength * coefficient * size ** (power + conjugate) * sympy.exp(sympy.I * (power - conjugate) * angle), 25
-        ))  # fmt: skip
+        exact = complex(
+            sympy.N(
+                strength * coefficient * size ** (power + conjugate) * sympy.exp(sympy.I * (power - conjugate) * angle),
+                25,
+            )
+        )
         _close(complex(ours[m, s]), exact, 1e-9)
 
 
