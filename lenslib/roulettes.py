@@ -109,7 +109,7 @@ def sie_amplitudes(
     `orientation` (degrees), f the `axis_ratio` in (0, 1).
 
     By recursion: d dbar psi = R_E sqrt(f) / (4 sqrt(Q)) with the quadratic form Q, whose power -1/2 has Taylor
-    coefficients that follow from P dG = -G dP / 2; the pure derivatives follow from d psi being homogeneous of degree 0.
+    coefficients that follow from P dG = -G dP / 2; the pure derivatives, from d psi being homogeneous.
     """
     check_order(order)
     radius, angle = _polar(x, y)
