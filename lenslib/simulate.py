@@ -241,7 +241,10 @@ def _chunk(recipe: Recipe, seed: int, chunk: int, device: str, noise: bool) -> B
     return Batch(images, torch.as_tensor(labels, device=device), params, substructure, recipe)
 
 
-def as_points(pieces: dict[str, np.ndarray], tensor=partial(torch.as_tensor, dtype=torch.float32)) -> dict[str, Tensor]:
+_single = partial(torch.as_tensor, dtype=torch.float32)
+
+
+def as_points(pieces: dict[str, np.ndarray], tensor=_single) -> dict[str, Tensor]:
     """What `Recipe.draw` says of a population, as `substructure_deflection` takes it."""
     points = {name: tensor(value) for name, value in pieces.items() if name != "mass"}
     return points | {"theta_E": tensor(pieces["mass"]).sqrt()}
