@@ -75,6 +75,8 @@ def train_classifier(
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
+    if info.family == "autoencoder":
+        raise InputError(f"{model} is an autoencoder: it gives back images, not classes; choose another model")
     network = create_model(model, len(data.classes), image_size, data.channels)
     if isinstance(data, Stream):
         training = _fitted(data, image_size, settings, device, crop)

@@ -228,6 +228,7 @@ def test_training_on_what_does_not_fit_is_refused(refused, training_data, test_d
         assert not (tmp_path / "results").exists()
 
     train("small_cnn", model="small_cn")
+    train("autoencoder", model="vae")
     train("16 pixels or more", "--image-size", 8)
     train("image_size", "--image-size", 0)
     train("epochs", "--epochs", 0)

@@ -79,10 +79,12 @@ class AViT(nn.Module):
     **TOKENS,
     imagenet=True,
 )
-def a_vit(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
+def a_vit(
+    num_outputs: int, image_size: int, in_chans: int, model: str = "vit_tiny_patch16_224", **options
+) -> nn.Module:
     """A-ViT-T: 12 blocks of 192 channels; `model` names another ViT of timm."""
     import timm
 
-    fixed = {"model_name": options.pop("model", "vit_tiny_patch16_224"), "patch_size": patch_size(image_size)}
-    options = fixed | {"img_size": image_size, "num_classes": num_outputs, "in_chans": in_chans} | options
-    return AViT(timm.create_model(**options))
+    fixed = {"patch_size": patch_size(image_size), "img_size": image_size}
+    options = fixed | {"num_classes": num_outputs, "in_chans": in_chans} | options
+    return AViT(timm.create_model(model, **options))

@@ -17,7 +17,8 @@ class ModelInfo:
     """What the registry knows of a model.
 
     `precision` and `channels_last` are the faster choice for a training step on a CPU with bf16 instructions.
-    `imagenet` tells whether weights="imagenet" exists. `export` is the reason why torch.export fails, else None.
+    `imagenet` tells whether weights="imagenet" exists: True, False, or the one image size that they fit.
+    `export` is the reason why torch.export fails, else None.
     """
 
     name: str
@@ -28,7 +29,7 @@ class ModelInfo:
     size_rule: str
     precision: str = "32-true"
     channels_last: bool = False
-    imagenet: bool = False
+    imagenet: bool | int = False
     export: str | None = None
 
 
@@ -149,6 +150,11 @@ def _build_pretrained(info: ModelInfo, num_outputs: int, image_size: int, in_cha
     if not info.imagenet:
         have = ", ".join(name for name in list_models() if _REGISTRY[name].imagenet)
         raise InputError(f"{info.name} has no ImageNet weights; use weights=None, or one of: {have}")
+    if info.imagenet is not True and info.imagenet != image_size:
+        raise InputError(
+            f"the ImageNet weights of {info.name} fit images of {info.imagenet} pixels alone, not {image_size}; "
+            "resize the images, or use weights=None"
+        )
     random_state = torch.get_rng_state()
     info.build(
         num_outputs, image_size, in_chans, **options

@@ -99,25 +99,27 @@ EVEN_LAST_MAP = {  # its attention there works on a halved map and doubles it ag
     "takes_size": lambda size: size >= 32 and -(-size // 16) % 2 == 0,
     "size_rule": "32 pixels or more, of which a sixteenth rounds up to an even number",
 }
+# weights whose tables of positions timm does not resample
+AT_224, AT_256 = {"imagenet": 224}, {"imagenet": 256}
 SMALL_SWIN = {"embed_dim": 64, "depths": (2, 2, 4, 2), "num_heads": (2, 4, 8, 16)}
 
 _timm("vit_tiny", DEIT, patched(), TOKENS | IMAGENET, "vit_tiny_patch16_224", _patch)
 _timm("vit", DEIT, patched(), TOKENS | IMAGENET, "vit_small_patch16_224", _patch)
 _timm("vit_b_16", VIT, multiples_of(16, least=64), TOKENS | IMAGENET, "vit_base_patch16_224")
-_timm("tnt", TNT, patched(TNT_PATCH_SIZES), TOKENS | IMAGENET, "tnt_s_patch16_224", _tnt_patch)
+_timm("tnt", TNT, patched(TNT_PATCH_SIZES), TOKENS | AT_224, "tnt_s_patch16_224", _tnt_patch)
 _timm("swin", SWIN, multiples_of(32), TOKENS, "swin_tiny_patch4_window7_224", _window, **SMALL_SWIN)
 _timm("swin_tiny", SWIN, multiples_of(32), TOKENS | IMAGENET, "swin_tiny_patch4_window7_224", _window)
 _timm("swin_v2", SWIN_V2, multiples_of(32), TOKENS, "swinv2_tiny_window8_256", _window, **SMALL_SWIN)
 _timm("swin_v2_b", SWIN_V2, multiples_of(32), TOKENS | IMAGENET, "swinv2_base_window8_256", _window)
-_timm("cait", CAIT, patched(), TOKENS | IMAGENET, "cait_xxs24_224", _patch)
-_timm("convit", CONVIT, patched(), TOKENS | IMAGENET, "convit_tiny", _patch)
+_timm("cait", CAIT, patched(), TOKENS | AT_224, "cait_xxs24_224", _patch)
+_timm("convit", CONVIT, patched(), TOKENS | AT_224, "convit_tiny", _patch)
 _timm("twins_svt", TWINS, multiples_of(32), TOKENS | IMAGENET, "twins_svt_small")
-_timm("efficientformer", EFFICIENTFORMER, EVEN_LAST_MAP, DENSE | IMAGENET, "efficientformerv2_s1")
+_timm("efficientformer", EFFICIENTFORMER, EVEN_LAST_MAP, DENSE | AT_224, "efficientformerv2_s1")
 _timm("coat", COAT, multiples_of(4), TOKENS | IMAGENET, "coat_lite_mini")
 _timm("coatnet", COATNET, multiples_of(32), DENSE | IMAGENET, "coatnet_nano_rw_224")
-_timm("botnet", BOTNET, multiples_of(32), DENSE | IMAGENET, "botnet26t_256")
-_timm("levit", LEVIT, multiples_of(16), TOKENS | IMAGENET, "levit_128s")
-_timm("pit", PIT, multiples_of(8, least=48), TOKENS | IMAGENET, "pit_xs_224")
+_timm("botnet", BOTNET, multiples_of(32), DENSE | AT_256, "botnet26t_256")
+_timm("levit", LEVIT, multiples_of(16), TOKENS | AT_224, "levit_128s")
+_timm("pit", PIT, multiples_of(8, least=48), TOKENS | AT_224, "pit_xs_224")
 register_timm("pvt", "transformer", PVT, at_least(32), TOKENS | IMAGENET, "pvt_v2_b1")
 register_timm("mobilevit", "transformer", MOBILEVIT, at_least(32), DEPTHWISE | IMAGENET, "mobilevit_s")
 
