@@ -22,6 +22,8 @@ from torch import Tensor
 from lenslib.errors import InputError, unknown
 from lenslib.instruments import convolve
 from lenslib.optics import substructure_deflection
+from lenslib.roulette_images import axes
+from lenslib.roulette_images import light as roulette_light
 from lenslib.simulate import _render, _scene
 
 # of rounding to whole numbers, when what is rounded spans several of them
@@ -30,6 +32,10 @@ ROUNDING_VARIANCE = 1 / 12
 _NULL = 1e-11
 # images whose derivatives are taken at once
 _AT_ONCE = 8
+# pixels of a roulette's image at once, so that all their derivatives stay in a processor's cache
+_TILE = 16384
+# grey levels below which a pixel is taken to have no light, and no derivatives
+_DARK = 1e-6
 
 # parameters of the smooth lens and the light, in the order of tables; others of a recipe do not shape the image, or
 # (brightness in other bands, lens light, companions) follow them
@@ -269,20 +275,22 @@ class _Model:
         """Images [n, p], their derivatives [n, k, p] and deviations [n, p] of some scenes."""
         values = self.values[rows] if values is None else values
         # always as many, so that one compiled function does
-        pad = [0] * (_AT_ONCE - len(values))
+        pad = [0] * (_AT_ONCE - len(values) if self.recipe.kind == "lens" else 0)
         order = torch.tensor([*range(len(values)), *pad])
         fixed = {name: value[rows][order] for name, value in self.fixed.items()}
         points = {name: value[rows][order] for name, value in self.points.items()}
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch speaks of parts of its own that it will drop
+            warnings.simplefilter("ignore", FutureWarning)
             found = _derivatives(self.recipe, self.names, values[order], fixed, points)
         return tuple(part[: len(values)] for part in found)
 
 
 @lru_cache
-def _kernels(compiled: bool):
+def _kernels():
     """What is costly, compiled where a compiler is at hand; apart, because a compiler that fuses the light into the
     blurring would compute it anew for every pixel of a point-spread function."""
-    if compiled and (shutil.which("g++") or shutil.which("clang++")):
+    if shutil.which("g++") or shutil.which("clang++"):
         return torch.compile(_light_and_slopes, dynamic=False), torch.compile(convolve, dynamic=False)
     return _light_and_slopes, convolve
 
@@ -292,8 +300,6 @@ def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
 
     def light(given):
         params = fixed | dict(zip(names, given.unbind(1), strict=True))
-        if recipe.kind == "roulette":
-            return recipe.render(params)
         return _render(recipe, params, points, _scene, substructure_deflection, lambda images, profiles: images)
 
     def slope(step):
@@ -305,13 +311,15 @@ def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
 
 def _derivatives(recipe, names, values, fixed, points) -> tuple[Tensor, Tensor, Tensor]:
     """Images [n, p], derivatives [n, k, p] and deviations [n, p], in the units of the instrument."""
-    # a series of 50 terms takes longer to compile than a thousand matrices to compute
-    light, blur = _kernels(recipe.kind == "lens")
-    found = light(recipe, names, values, fixed, points)
     if recipe.kind == "roulette":
+        scenes = [{name: value[i : i + 1] for name, value in fixed.items()} for i in range(len(values))]
+        parts = [_roulette_slopes(recipe, names, one, scene) for one, scene in zip(values, scenes, strict=True)]
+        flat = torch.stack(parts, 1)
         variance = recipe.instrument.noise_sd**2 + ROUNDING_VARIANCE
-        deviation = torch.full_like(found[0], variance**0.5)
+        deviation = torch.full_like(flat[0], variance**0.5)
     else:
+        light, blur = _kernels()
+        found = light(recipe, names, values, fixed, points)
         # blurring is linear: what holds for images holds for their derivatives
         channels = [
             blur(channel.flatten(0, 1), psf.profiles(recipe.instrument.pixel_scale)).view_as(channel)
@@ -321,8 +329,34 @@ def _derivatives(recipe, names, values, fixed, points) -> tuple[Tensor, Tensor, 
         deviation = _deviation(recipe, found[0], fixed)
         if recipe.instrument.divide_by_peak:
             found, deviation = _over_peak(found, deviation)
-    flat = found.flatten(2)
-    return flat[0], flat[1:].transpose(0, 1), deviation.flatten(1)
+        flat, deviation = found.flatten(2), deviation.flatten(1)
+    return flat[0], flat[1:].transpose(0, 1), deviation
+
+
+def _roulette_slopes(recipe, names, values, fixed) -> Tensor:
+    """An image and its derivatives, [1 + k, p]: only where there is light, and a tile of pixels at a time."""
+    x, y = torch.broadcast_tensors(*axes(recipe.instrument.pixels, values))
+    places = fixed | dict(zip(names, values[:, None], strict=True))
+    picture = recipe.render(places).flatten()
+    lit = (picture > _DARK).nonzero()[:, 0]
+    found = torch.cat([picture[None], values.new_zeros(len(names), x.numel())])
+    steps = torch.eye(len(names), dtype=values.dtype, device=values.device)
+    for tile in lit.split(_TILE):
+        at_x, at_y = x.flatten()[tile][None, None], y.flatten()[tile][None, None]
+
+        def bright(given, at_x=at_x, at_y=at_y):
+            params = {
+                name: value[:, None, None]
+                for name, value in (fixed | dict(zip(names, given[:, None], strict=True))).items()
+            }
+            return roulette_light(recipe, params, at_x + params.get("centre_x", 0), at_y + params.get("centre_y", 0))[
+                0, 0
+            ]
+
+        found[1:, tile] = torch.func.vmap(lambda step, bright=bright: torch.func.jvp(bright, (values,), (step,))[1])(
+            steps
+        )
+    return found
 
 
 def _deviation(recipe, images: Tensor, params) -> Tensor:

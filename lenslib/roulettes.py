@@ -193,15 +193,67 @@ def sis_roulette(b: Tensor, nu_x: Tensor, nu_y: Tensor, x: Tensor, y: Tensor, te
     squared = nu_x**2 + nu_y**2
     real, imag = (x * nu_x + y * nu_y) / squared, (y * nu_x - x * nu_y) / squared
     size = real**2 + imag**2
-    before, term = torch.ones_like(size), -real
-    partial, total = before, before + term
-    for m in range(1, terms):
-        before, term = term, (-(2 * m + 1) / (m + 1)) * real * term - (m / (m + 1)) * size * before
-        partial, total = total, total + term
+    if torch.compiler.is_compiling():
+        total, last = legendre_sum(real, size, terms)
+    else:
+        total, last = _LegendreSum.apply(real, size, terms)
     strength = b / torch.sqrt(squared)
     # the term of order 0 is 1
-    more_real, more_imag = strength * (total - 1 + real * partial), strength * (imag * partial)
+    more_real, more_imag = strength * (total - 1 + real * (total - last)), strength * (imag * (total - last))
     return x - (more_real * nu_x - more_imag * nu_y), y - (more_real * nu_y + more_imag * nu_x)
+
+
+def legendre_sum(real: Tensor, size: Tensor, terms: int) -> tuple[Tensor, Tensor]:
+    """The sum of |u|^m P_m(-cos arg u) for m from 0 to `terms`, and its last term, by Re u and |u|^2."""
+    before, term = torch.ones_like(size), -real
+    total = before + term
+    for m in range(1, terms):
+        before, term = term, (-(2 * m + 1) / (m + 1)) * real * term - (m / (m + 1)) * size * before
+        total = total + term
+    return total, term
+
+
+class _LegendreSum(torch.autograd.Function):
+    """`legendre_sum`, which is differentiated once, by its recurrence, however many directions are asked for."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(real, size, terms):
+        return legendre_sum(real, size, terms)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        real, size, ctx.terms = inputs
+        ctx.save_for_backward(real, size)
+        ctx.save_for_forward(real, size)
+
+    @staticmethod
+    def _slopes(real, size, terms):
+        """Derivatives of sum and last term by Re u and by |u|^2."""
+        before, term = torch.ones_like(size), -real
+        zero = torch.zeros_like(size)
+        slopes = [[zero, -before], [zero, zero]]
+        sums = [-before, zero]
+        for m in range(1, terms):
+            one, two = -(2 * m + 1) / (m + 1), -m / (m + 1)
+            slopes = [
+                [slopes[0][1], one * (real * slopes[0][1] + term) + two * size * slopes[0][0]],
+                [slopes[1][1], one * real * slopes[1][1] + two * (size * slopes[1][0] + before)],
+            ]
+            before, term = term, one * real * term + two * size * before
+            sums = [sums[0] + slopes[0][1], sums[1] + slopes[1][1]]
+        return sums, [slopes[0][1], slopes[1][1]]
+
+    @staticmethod
+    def jvp(ctx, real_step, size_step, _):
+        sums, lasts = _LegendreSum._slopes(*ctx.saved_tensors, ctx.terms)
+        return sums[0] * real_step + sums[1] * size_step, lasts[0] * real_step + lasts[1] * size_step
+
+    @staticmethod
+    def backward(ctx, sum_step, last_step):
+        sums, lasts = _LegendreSum._slopes(*ctx.saved_tensors, ctx.terms)
+        return sums[0] * sum_step + lasts[0] * last_step, sums[1] * sum_step + lasts[1] * last_step, None
 
 
 def pm_roulette(b: Tensor, nu_x: Tensor, nu_y: Tensor, x: Tensor, y: Tensor, terms: int) -> tuple[Tensor, Tensor]:

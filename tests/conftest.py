@@ -15,7 +15,7 @@ def compiled_kernels():
     compiled = simulate._kernels
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "_kernels", lambda device: simulate.EAGER)
-        patch.setattr(information, "_kernels", lambda compiled: (information._light_and_slopes, information.convolve))
+        patch.setattr(information, "_kernels", lambda: (information._light_and_slopes, information.convolve))
         patch.setattr(roulette_camera, "_kernel", lambda device, eager: roulette_camera._levels)
         yield compiled
 
