@@ -28,6 +28,8 @@ class Cosmology(Strict):
     def _order(self):
         if min(self.z_source, self.z_source_convention or self.z_source) <= self.z_lens:
             raise ValueError("z_source must be above z_lens")
+        if self.Ob0 > self.Om0:
+            raise ValueError("Ob0, the baryons, cannot be more than Om0, all matter")
         return self
 
     @property

@@ -27,7 +27,8 @@ class PSF(Strict):
     """A sum of circular Gaussians, each cut at `truncation` standard deviations, or an Airy disc, in a square that
     reaches `truncation` times the radius `airy` (arcsec) of its first dark ring. Normalised to one.
 
-    The edge of the image is repeated outwards, as lenstronomy's Gaussian convolution does.
+    For Gaussians, the edge of the image is repeated outwards, as lenstronomy's Gaussian convolution does; for an Airy
+    disc, the sky beyond the edge is drawn (see `margin`).
     """
 
     gaussians: tuple[Gaussian, ...] | None = Field(None, min_length=1)
@@ -52,6 +53,11 @@ class PSF(Strict):
             kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
             kernels.append((part.fraction / total, (kernel / kernel.sum()).tolist()))
         return kernels
+
+    def margin(self, pixel_scale: float) -> int:
+        """Pixels beyond the edge of an image that must be drawn for its border to be right: those that an Airy disc
+        reaches. Gaussians have little light out there, and the edge repeated serves."""
+        return 0 if self.airy is None else len(self.profiles(pixel_scale)[0][1]) // 2
 
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
@@ -98,12 +104,18 @@ class Exposure(Strict):
     """Photons collected for `exposure_time` seconds over a background of deviation `background_rms` a pixel.
 
     Where `peak_snr` is given, the scene's amplitude is set so that its brightest pixel has this signal-to-noise:
-    I^2 = peak_snr^2 (background_rms^2 + I / exposure_time).
+    I^2 = peak_snr^2 (background_rms^2 + I / exposure_time), the last term twice where photons are drawn twice.
     """
 
     background_rms: prior(low=0)
     exposure_time: prior(low=1e-9)
     peak_snr: prior(low=1e-3) | None = None
+    doubled: bool = False
+
+    @property
+    def photon_draws(self) -> int:
+        """How often the noise of the photons is drawn."""
+        return 1
 
     def draw(self, stream, n):
         names = ("background_rms", "exposure_time", "peak_snr")
@@ -113,7 +125,8 @@ class Exposure(Strict):
         """Factor [n] that brings noise-free images [n, c, h, w] to their peak signal-to-noise; None if none is set."""
         if self.peak_snr is None:
             return None
-        background, time, snr = params["background_rms"], params["exposure_time"], params["peak_snr"]
+        background, snr = params["background_rms"], params["peak_snr"]
+        time = params["exposure_time"] / self.photon_draws
         peak = (snr**2 / time + torch.sqrt(snr**4 / time**2 + 4 * snr**2 * background**2)) / 2
         return peak / images.flatten(1).amax(1)
 
@@ -127,7 +140,8 @@ class Exposure(Strict):
 class NoNoise(Exposure):
     """No noise at all, as DeepLenseSim's Models II and III are coded (simple_sim_2 drops the noise it draws).
 
-    It may state an exposure, so that one word, another `kind`, turns the noise on.
+    It may state an exposure, so that one word, another `kind`, turns the noise on. `doubled`: they add the image to
+    itself where the noise should be, so that every pixel counts twice; other kinds take no notice.
     """
 
     kind: Literal["none"]
@@ -147,7 +161,7 @@ class NoNoise(Exposure):
         return None
 
     def add(self, images, params, source):
-        return images
+        return 2 * images if self.doubled else images
 
 
 class DeepLenseNoise(Exposure):
@@ -156,6 +170,10 @@ class DeepLenseNoise(Exposure):
 
     kind: Literal["deeplense"]
     poisson_again: bool = True
+
+    @property
+    def photon_draws(self) -> int:
+        return 2 if self.poisson_again else 1
 
     def expose(self, images, background, time, source):
         # one draw of the summed variance is the same as one draw of each

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from lenslib.cosmology import Cosmology
 from lenslib.priors import Ellipticity, Position, Shear, Strict, prior
 
+# (1 - q) / (1 + q) of an axis ratio of 0.2
+FLATTEST = 0.8 / 1.2 + 1e-9
+
 
 class Lens(Strict):
     """The main lens: `sie`, or `epl` with a logarithmic density slope. Its size is an Einstein radius in arcsec, or a
@@ -15,7 +18,7 @@ class Lens(Strict):
 
     profile: Literal["sie", "epl"] = "sie"
     theta_E: prior(low=1e-3) | None = None
-    mass: prior(low=0) | None = None
+    mass: prior(low=1) | None = None
     sigma_v: prior(low=1) | None = None
     slope: prior(1.05, 2.95) = Field(default={"value": 2.0}, validate_default=True)
     ellipticity: Ellipticity
@@ -27,6 +30,8 @@ class Lens(Strict):
             raise ValueError("give exactly one of theta_E, mass and sigma_v")
         if self.profile == "sie" and self.slope.support() != (2.0, 2.0):
             raise ValueError("an sie has slope 2; use profile epl for other slopes")
+        if self.profile == "epl" and self.ellipticity.flattest() > FLATTEST:
+            raise ValueError("an epl must have an axis ratio of at least 0.2: its series is not accurate below")
         return self
 
     def einstein_radius(self, size, cosmology: Cosmology):

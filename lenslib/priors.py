@@ -83,6 +83,12 @@ def _has(prior: Prior, name: str) -> bool:
 
 
 def _from_number(value: Any) -> Any:
+    if isinstance(value, str):
+        # YAML takes 2e12, without a dot, for a word
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(f"'{value}' is no number, and no prior such as {{uniform: [0, 1]}}") from None
     return {"value": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -139,6 +145,19 @@ class Ellipticity(Pair):
     e2: prior(-0.9, 0.9) | None = None
     axis_ratio: prior(0.05, 1) | None = None
     angle: prior() | None = None
+
+    @model_validator(mode="after")
+    def _is_an_ellipse(self):
+        if self.e1 is not None and self.flattest() > 0.9:
+            raise ValueError(f"e1 and e2 together can be as large as {self.flattest():.2f}; keep them within 0.9")
+        return self
+
+    def flattest(self) -> float:
+        """The largest (1 - q) / (1 + q) that can be drawn."""
+        if self.axis_ratio is not None:
+            low, _ = self.axis_ratio.support()
+            return (1 - low) / (1 + low)
+        return float(np.hypot(*(max(map(abs, part.support())) for part in (self.e1, self.e2))))
 
     @staticmethod
     def from_polar(axis_ratio, angle):

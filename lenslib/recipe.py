@@ -74,6 +74,13 @@ class Recipe(Strict):
     def _sersic_by_default(cls, value):
         return {"profile": "sersic"} | value if isinstance(value, dict) else value
 
+    @field_validator("instrument", mode="before")
+    @classmethod
+    def _instrument_is_described(cls, value):
+        if isinstance(value, str):
+            raise ValueError(f"'{value}': describe it by name, pixels, pixel_scale, psf and noise, as the recipes do")
+        return value
+
     @field_validator("companions", "bands")
     @classmethod
     def _plain_names(cls, value):
@@ -143,8 +150,12 @@ class Recipe(Strict):
             mine = labels == label
             points[name] = {key: value[mine] for key, value in pieces.items()}
             params["mass_fraction"][mine] = points[name]["mass"].sum(1) / params["theta_E"][mine] ** 2
-            params |= {key: np.where(mine, value, np.nan) for key, value in drawn.items()}
+            params |= {key: np.where(mine, value, params.get(key, np.nan)) for key, value in drawn.items()}
             self._take_out(params, mine, points[name])
+            if not np.isfinite(params["lens_theta_E"][mine]).all():
+                raise InputError(
+                    f"substructure.populations.{name}: it holds more mass than the lens it is taken out of"
+                )
         scale = self.cosmology.deflection_scale
         for name in ("theta_E", "lens_theta_E", "gamma1", "gamma2"):
             params[name] *= scale
@@ -224,7 +235,10 @@ def load_recipe(name: str | os.PathLike, overrides: dict[str, object] | None = N
             raise InputError(
                 f"no recipe file '{path}': give the path of an existing YAML file or one of {', '.join(list_recipes())}"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the recipe file '{path}' cannot be read: {error}") from None
     elif str(name) in list_recipes():
         text = files("lenslib").joinpath("recipes", f"{name}.yaml").read_text()
     else:
@@ -263,8 +277,8 @@ def _first(error: ValidationError) -> str:
     faults = []
     for fault in error.errors()[:3]:
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
-        # pydantic names the kind of source on the way to its fields
-        field = re.sub(r"^source\.(sersic|picture)\b", "source", field)
+        # pydantic names the kind of a thing on the way to its fields
+        field = re.sub(r"^(source|instrument\.noise|substructure\.populations\.\w+)\.[a-z]+\b", r"\1", field)
         faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
     more = len(error.errors()) - len(faults)
     return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")

@@ -82,14 +82,18 @@ def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str,
 
 def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
     some, instrument = params["lens_theta_E"], recipe.instrument
-    x, y = _grid(instrument.pixels, instrument.pixel_scale, some.device, some.dtype)
+    # wide wings bring in light from beyond the edge, where it is drawn as well
+    margin = instrument.psf.margin(instrument.pixel_scale)
+    x, y = _grid(instrument.pixels + 2 * margin, instrument.pixel_scale, some.device, some.dtype)
     alpha = deflection(points, x, y) if points else some.new_zeros(2, len(some), *x.shape)
     light = scene(params, *alpha, x, y, *_plan(recipe, some)) * instrument.pixel_scale**2
     psfs, scale = recipe.psfs(), instrument.pixel_scale
     if len(set(psfs)) == 1:
-        return blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
-    channels = zip(light.unbind(1), psfs, strict=True)
-    return torch.stack([blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
+        blurred = blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
+    else:
+        channels = zip(light.unbind(1), psfs, strict=True)
+        blurred = torch.stack([blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
+    return blurred[..., margin : margin + instrument.pixels, margin : margin + instrument.pixels]
 
 
 def _plan(recipe, some: Tensor):

@@ -36,7 +36,7 @@ class PowerLaw(Strict):
     (Schive et al. 2016, ApJ 818, 89). It goes with bounds in solar masses, whose number it lowers.
     """
 
-    slope: float
+    slope: float = Field(ge=-5, le=5)
     low: float | None = Field(None, gt=0)
     high: float | None = Field(None, gt=0)
     low_fraction: float | None = Field(None, gt=0, lt=1)
@@ -150,7 +150,7 @@ class Vortex(Strict):
 
     Its length is a prior in arcsec, or follows from the axion mass m in eV (`length_from`): `deeplense`, 0.06 arcsec x
     1e-22 / m, stated there to hold for a lens at redshift 0.5 only; or `de_broglie`, the wavelength h / (m v) of axions
-    that move with `velocity` (km/s), at the lens's distance: 0.60 kpc for 1e-22 eV and 200 km/s (Hui et al. 2017,
+    that move with `velocity` (km/s; 200 if not given), at the lens's distance: 0.60 kpc for 1e-22 eV and 200 km/s (Hui et al. 2017,
     Phys. Rev. D 95, 043541, eq. 1, times 2 pi). It holds for axions in a halo in equilibrium, v its velocity
     dispersion, and says how long a coherent piece is, not how long a vortex can be. Its mass is in solar masses, or the
     substructure's mass fraction where `mass` is absent.
@@ -162,7 +162,7 @@ class Vortex(Strict):
     length: prior(low=0) | None = None
     axion_mass: prior(low=1e-26) | None = None
     length_from: Literal["deeplense", "de_broglie"] = "deeplense"
-    velocity: float | None = Field(None, gt=0)
+    velocity: float = Field(200.0, gt=0)
     center: Position
     angle: prior()
 
@@ -178,8 +178,6 @@ class Vortex(Strict):
     def _one_length(self):
         if (self.length is None) == (self.axion_mass is None):
             raise ValueError("give exactly one of length and axion_mass")
-        if (self.length_from == "de_broglie") != (self.velocity is not None):
-            raise ValueError("length_from de_broglie needs a velocity, and nothing else has one")
         return self
 
     def _draw_length(self, stream, n, cosmology) -> dict[str, np.ndarray]:

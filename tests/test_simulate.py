@@ -240,12 +240,28 @@ def test_no_shipped_data_set_is_less_noisy_than_its_background(name, shipped_rec
 def test_one_word_turns_the_noise_of_model_ii_on():
     quiet, loud = (load_recipe("deeplense_2", {"instrument.noise.kind": kind}) for kind in ("none", "photon"))
     images = quiet.sample(3, seed=1)
-    assert torch.equal(images.images, quiet.sample(3, seed=1, noise=False).images)
+    # added to itself, where noise should be
+    assert torch.equal(images.images, 2 * quiet.sample(3, seed=1, noise=False).images)
+    single = load_recipe("deeplense_2", {"instrument.noise.doubled": False}).sample(3, seed=1)
+    assert torch.equal(single.images, quiet.sample(3, seed=1, noise=False).images)
     assert not {"background_rms", "exposure_time"} & images.params.keys()
     noisy = loud.sample(3, seed=1)
-    assert (noisy.images - images.images).std() == pytest.approx(0.0088, rel=0.5)
+    # lenstronomy's background: 4 exposures of 565 s, read noise 4.2, sky 22.35 at zero point 24, pixels of 0.101 arcsec
+    sky = 10 ** (-0.4 * (22.35 - 24.0)) * 0.101**2
+    background = np.sqrt(4 * 4.2**2 + sky * 2260) / 2260
+    assert noisy.params["background_rms"].tolist() == pytest.approx([background] * 3, rel=2e-3)
+    dark = single.images < 1e-3 * background
+    assert (noisy.images - single.images)[dark].std() == pytest.approx(background, rel=0.1)
     bright = load_recipe("deeplense_2", {"instrument.noise.kind": "photon", "instrument.noise.peak_snr": 30.0})
     assert bright.sample(3, seed=1).params["peak_snr"].tolist() == [30.0] * 3
+
+
+@pytest.mark.parametrize(("again", "draws"), [(True, 2), (False, 1)])
+def test_the_peak_signal_to_noise_counts_every_draw_of_photons(again, draws):
+    noise = {"instrument.noise.peak_snr": 20.0, "instrument.noise.poisson_again": again, "instrument.pixels": 40}
+    params = load_recipe("deeplense_1", noise).sample(1, seed=2, noise=False)
+    peak, time, background = float(params.images.max()), params.params["exposure_time"], params.params["background_rms"]
+    assert peak / float((draws * peak / time + background**2).sqrt()) == pytest.approx(20, rel=1e-4)
 
 
 def test_each_class_of_model_iv_has_the_lens_that_is_coded_for_it(shipped_recipe):
