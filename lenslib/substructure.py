@@ -150,8 +150,8 @@ class Vortex(Strict):
 
     Its length is a prior in arcsec, or follows from the axion mass m in eV (`length_from`): `deeplense`, 0.06 arcsec x
     1e-22 / m, stated there to hold for a lens at redshift 0.5 only; or `de_broglie`, the wavelength h / (m v) of axions
-    that move with `velocity` (km/s; 200 if not given), at the lens's distance: 0.60 kpc for 1e-22 eV and 200 km/s (Hui et al. 2017,
-    Phys. Rev. D 95, 043541, eq. 1, times 2 pi). It holds for axions in a halo in equilibrium, v its velocity
+    that move with `velocity` (km/s), at the lens's distance: 0.60 kpc for 1e-22 eV and 200 km/s (Hui et al. 2017, Phys.
+    Rev. D 95, 043541, eq. 1, times 2 pi). It holds for axions in a halo in equilibrium, v its velocity
     dispersion, and says how long a coherent piece is, not how long a vortex can be. Its mass is in solar masses, or the
     substructure's mass fraction where `mass` is absent.
     """
