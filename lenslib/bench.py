@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from lenslib import bench_roulettes
 from lenslib.errors import InputError
 
 PEERS = {"lenstronomy": "lenstronomy", "autolens": "PyAutoLens", "caustics": "caustics, uncompiled"}
@@ -22,6 +23,7 @@ def add_parser(commands, device=str) -> None:
     """Add `bench simulate` to the subparsers of the command line; `device` checks the name of one."""
     bench = commands.add_parser("bench", help="measure this library", description="measure this library")
     commands = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
+    bench_roulettes.add_parser(commands)
     summary = "images per second of this library and of its peers, on the same scenes in one run"
     parser = commands.add_parser("simulate", help=summary, description=summary)
     parser.set_defaults(handler=_bench_simulate)
@@ -47,6 +49,8 @@ def _bench_simulate(options) -> None:
             print(f"bench: {what} ...", file=sys.stderr)
 
     recipe = load_recipe(options.recipe)
+    if recipe.kind == "roulette":
+        raise InputError(f"the peers cannot draw {recipe.name}: use lenslib bench roulettes")
     given = {name: getattr(options, name) for name in ("count", "repeats", "seed", "device", "scaling")}
     results = bench_simulate(recipe, **given, step=step)
     run = record_bench(options.results, options.profile, recipe, results, given)

@@ -280,8 +280,9 @@ class _Model:
         fixed = {name: value[rows][order] for name, value in self.fixed.items()}
         points = {name: value[rows][order] for name, value in self.points.items()}
         with torch.no_grad(), warnings.catch_warnings():
-            # torch speaks of parts of its own that it will drop
+            # torch speaks of parts of its own that it will drop, and of caches that it does without
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
             found = _derivatives(self.recipe, self.names, values[order], fixed, points)
         return tuple(part[: len(values)] for part in found)
 
