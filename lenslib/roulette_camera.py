@@ -99,7 +99,7 @@ def _turned(recipe: RouletteRecipe, params: dict[str, Tensor], x: Tensor, y: Ten
 def _kernel(device: str, eager: bool):
     """`_levels`, compiled for windows of any size where a compiler is at hand, unless it has complex numbers.
 
-    For one core: a window is done in a millisecond, and cores that wait for each other that often do so most of the time.
+    For one core: a window takes a millisecond, and cores that wait for each other that often do little else.
     """
     if not eager and (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
         return torch.compile(_levels, dynamic=True, options={"cpp.threads": 1} if device == "cpu" else None)
