@@ -1,7 +1,7 @@
 """`lenslib bench roulettes`: CosmoSim's images, Fisher matrices and the bound, measured.
 
 Images a second of this library and of the CosmoSim package 2.6.8, of the same scenes in one run; Fisher matrices a
-second of 64 x 64 images with 14 parameters; and, with --refits, the scatter of maximum-likelihood refits over the bound.
+second of 64 x 64 images with 14 parameters; with --refits, the scatter of maximum-likelihood refits over the bound.
 """
 
 import json
