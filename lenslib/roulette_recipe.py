@@ -86,8 +86,8 @@ class Frame(Strict):
 
     `lookup` is where light is read: `exact`, or as CosmoSim reads a bitmap of the source, from its pixel to the left
     and above (`floor`, since 2.3) or the nearest one (`round`, before); or `turned`, as `floor` with the source on the
-    x axis, the picture then turned into place between its pixels, as its point mass by roulettes does. `masked` leaves out what is outside the ring
-    of convergence. `noise_sd` (grey levels) is added before rounding.
+    x axis, the picture then turned into place between its pixels, as its point mass by roulettes does. `masked` leaves
+    out what is outside the ring of convergence. `noise_sd` (grey levels) is added before rounding.
     """
 
     name: str

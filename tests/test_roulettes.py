@@ -51,7 +51,8 @@ def _recursion_in_x_and_y(profile: str, order: int):
             if s >= 1:
                 down = sympy.Rational(m + 2, m + 2 - (s - 1)) / (2 if s == 1 else 1)
                 found.setdefault((m + 1, s - 1), (
-                    down * (sympy.diff(alpha, x) + sympy.diff(beta, y)), down * (sympy.diff(beta, x) - sympy.diff(alpha, y))
+                    down * (sympy.diff(alpha, x) + sympy.diff(beta, y)),
+                    down * (sympy.diff(beta, x) - sympy.diff(alpha, y)),
                 ))  # fmt: skip
     names = (x, y, f, p)
     return {key: tuple(sympy.lambdify(names, part) for part in pair) for key, pair in found.items()}
