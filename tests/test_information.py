@@ -203,7 +203,7 @@ def _scatter(recipe, params, names, copies, seed, points=None):
 
 
 def test_refits_scatter_as_the_bound_says():
-    """A deviation from 200 copies has an error of 5 per cent; five scenes of 500: `lenslib bench roulettes --refits 500`."""
+    """A deviation from 200 copies has an error of 5 per cent; of 500: `lenslib bench roulettes --refits 500`."""
     recipe, params = still("raytrace_sis", **{"instrument.pixels": 64, "instrument.noise_sd": 2.0})
     ratios = _scatter(recipe, params, ["x", "y", "einstein_radius", "sigma1", "sigma2", "theta"], 200, 3)
     for name, ratio in ratios.items():
