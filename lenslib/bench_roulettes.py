@@ -114,15 +114,8 @@ def _scene(name: str, count: int, seed: int):
     given |= {"axis_ratio": 0.6, "orientation": 30.0, "centre_x": 80.0, "centre_y": 27.0}
     if recipe.lens.profile == "sie":
         # behind the lens, with four images: one arc alone does not tell the shape of an ellipsoid
-        given |= {
-            "x": 8.0,
-            "y": 5.0,
-            "einstein_radius": 18.0,
-            "sigma1": 7.0,
-            "sigma2": 5.0,
-            "centre_x": 0.0,
-            "centre_y": 0.0,
-        }
+        given |= {"x": 8.0, "y": 5.0, "einstein_radius": 18.0, "sigma1": 7.0, "sigma2": 5.0}
+        given |= {"centre_x": 0.0, "centre_y": 0.0}
     params = {key: torch.full((count,), value, dtype=torch.float64) for key, value in given.items()}
     return recipe, params, tuple(key for key in recipe.targets if key != "chi")
 

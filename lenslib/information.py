@@ -264,8 +264,8 @@ class _Model:
             recipe.check(self.fixed)
         elif recipe.instrument.noise.kind == "none":
             raise InputError(
-                f"{recipe.name} has no noise, so that an image tells all: set instrument.noise.kind and its "
-                "background_rms and exposure_time"
+                f"{recipe.name} has no noise, so that an image tells all: set kind, background_rms, exposure_time of "
+                "instrument.noise"
             )
         self.values = torch.stack([self.fixed[name] for name in self.names], 1)
         self.count = len(self.values)

@@ -5,6 +5,7 @@ grey levels. Its light is that of `lenslib.roulette_images`.
 import logging
 import shutil
 import zlib
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -99,14 +100,26 @@ def _turned(recipe: RouletteRecipe, params: dict[str, Tensor], x: Tensor, y: Ten
 def _kernel(device: str, eager: bool):
     """`_levels`, compiled for windows of any size where a compiler is at hand, unless it has complex numbers.
 
-    For one core: a window takes a millisecond, and cores that wait for each other that often do little else.
+    For one core: a window is done in a millisecond, and cores that meet that often mostly wait for each other.
     """
     if not eager and (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
         return torch.compile(_levels, dynamic=True, options={"cpp.threads": 1} if device == "cpu" else None)
     return _levels
 
 
+@contextmanager
+def _one_thread():
+    """Torch's own loops on one core: see `_kernel`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
+@_one_thread()
 def draw_images(recipe: RouletteRecipe, drawn: dict[str, np.ndarray], key: list[int], device: str, noise: bool):
     """Images [n, 1, pixels, pixels] (float32) of drawn parameters, and params with the places of their middles.
 

@@ -125,6 +125,6 @@ def _check_ring(recipe, params, nu_x, nu_y) -> None:
     if (seen >= 1).any():
         k = int(seen.argmax())
         raise InputError(
-            f"the source of image {k} lies outside the ring of convergence in part: it has "
-            f"{float(seen[k]):.0f} of 255 grey levels on the ring; make it smaller or move it outwards"
+            f"the source of image {k} lies outside the ring of convergence in part: it has {float(seen[k]):.0f} of 255 "
+            "grey levels on the ring; make it smaller or move it outwards"
         )

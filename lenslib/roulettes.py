@@ -31,8 +31,7 @@ def check_order(order: int) -> None:
     """InputError for an order that is no whole number, negative or beyond what double precision holds."""
     if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order <= MAX_ORDER:
         raise InputError(
-            f"the order must be a whole number from 0 to {MAX_ORDER}, not {order!r}: "
-            "factorials beyond are too large for double precision"
+            f"the order must be a whole number from 0 to {MAX_ORDER}, not {order!r}: double precision holds no more"
         )
 
 
@@ -68,10 +67,8 @@ def _round_amplitudes(strength, x, y, order, coefficients, power):
     size = sign * torch.exp(logarithm - (m + power) * torch.log(radius)[:, None, None])
     amplitudes = strength[:, None, None] * torch.polar(size.abs(), s * angle[:, None, None]) * size.sign()
     if not torch.isfinite(torch.view_as_real(amplitudes)).all():
-        raise InputError(
-            f"amplitudes of order {order} at {float(radius.min()):g} pixels from the lens are larger than "
-            "double precision holds: lower the order"
-        )
+        nearest = f"{float(radius.min()):g} pixels from the lens"
+        raise InputError(f"amplitudes of order {order}, {nearest}, are larger than double precision holds: lower it")
     return amplitudes
 
 
@@ -105,11 +102,11 @@ def _pm_coefficients(order: int) -> tuple[Tensor, Tensor]:
 def sie_amplitudes(
     einstein_radius: Tensor, x: Tensor, y: Tensor, order: int, axis_ratio: Tensor, orientation: Tensor
 ) -> Tensor:
-    """Amplitudes of the singular isothermal ellipsoid in CosmoSim's form: density constant on x'^2 + f^2 y'^2, x' along
-    `orientation` (degrees), f the `axis_ratio` in (0, 1).
+    """Amplitudes of the singular isothermal ellipsoid in CosmoSim's form: density constant on x'^2 + f^2 y'^2, with x'
+    along `orientation` (degrees) and f the `axis_ratio` in (0, 1).
 
     By recursion: d dbar psi = R_E sqrt(f) / (4 sqrt(Q)) with the quadratic form Q, whose power -1/2 has Taylor
-    coefficients that follow from P dG = -G dP / 2; the pure derivatives, from d psi being homogeneous.
+    coefficients that follow from Q dG = -G dQ / 2; the pure derivatives follow from d psi being of degree 0.
     """
     check_order(order)
     radius, angle = _polar(x, y)

@@ -123,3 +123,28 @@ def test_the_peers_noise_has_the_moments_of_the_recipes(noise, mean, variance):
     drawn = _expose(np.full((200, 200), 2.0), noise, exposure, rng)
     assert abs(drawn.mean() - mean) <= 5 * np.sqrt(variance / drawn.size)
     assert abs(drawn.var() - variance) <= 5 * variance * np.sqrt(2 / drawn.size)
+
+
+def test_the_roulette_bench_shows_all_that_it_measures(capsys, monkeypatch):
+    from lenslib import bench_roulettes
+    from lenslib.cli import main
+
+    monkeypatch.setattr(bench_roulettes, "NAMES", ("raytrace_sis",))
+    monkeypatch.setattr(bench_roulettes, "FITTED", {"deeplense_1": bench_roulettes.FITTED["deeplense_1"]})
+    command = ["bench", "roulettes", "--count", "2", "--cosmosim", "0", "--matrices", "2", "--refits", "8", "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"][0]["images_per_second"] > 0
+    assert found["matrices"][0]["parameters"] == 14
+    assert len(found["refits"]) == 14
+    # eight deviations say little: within a factor of three
+    assert all(1 / 3 < row["scatter_over_bound"] < 3 for row in found["refits"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "roulettes", "--count", "0"])
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "simulate", "--recipe", "raytrace_sis"])
+    assert stopped.value.code == 2
+    assert "use lenslib bench roulettes" in capsys.readouterr().err
