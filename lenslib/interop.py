@@ -3,6 +3,8 @@
 A `Scene` is one in lenstronomy's words; other simulators' objects are translated from it.
 """
 
+import contextlib
+import io
 import os
 import warnings
 from typing import Any, NamedTuple
@@ -147,9 +149,13 @@ def lenstronomy_model(scene: Scene):
     from lenstronomy.LightModel.light_model import LightModel
 
     grid = scene.kwargs_pixel | {"transform_pix2angle": np.array(scene.kwargs_pixel["transform_pix2angle"])}
+    with warnings.catch_warnings():
+        # an Airy disc made of its eigenvectors dips below zero by a millionth of its peak
+        warnings.filterwarnings("ignore", message=".*negative element")
+        psf = PSF(**scene.kwargs_psf)
     return ImageModel(
         PixelGrid(**grid),
-        PSF(**scene.kwargs_psf),
+        psf,
         lens_model_class=LensModel(scene.lens_model_list),
         source_model_class=LightModel(scene.light_model_list),
         lens_light_model_class=LightModel(scene.lens_light_model_list),
@@ -181,7 +187,10 @@ def autolens_tracer(scene: Scene):
 def _autolens():
     """PyAutoLens, which would otherwise refuse to start outside a workspace folder of its own version."""
     os.environ.setdefault("PYAUTO_SKIP_WORKSPACE_VERSION_CHECK", "1")
-    import autolens
+    # it says, in a box, that it would rather have a newer Python
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        import autolens
 
     return autolens
 
