@@ -91,8 +91,7 @@ class Fisher:
     def null_directions(self, image: int = 0, known: Iterable[str] = ()) -> list[NullDirection]:
         """Independent changes of parameters that image number `image` does not show, each of as few as can be."""
         keep, names = self._keep(known)
-        matrix, scale = self.matrix[image][keep][:, keep], None
-        values, vectors, scale = _eigen(matrix[None])
+        values, vectors, scale = _eigen(self.matrix[image][keep][:, keep][None])
         null = vectors[0][:, values[0] < _NULL]
         found = []
         for column in _sparse(null).T:
@@ -145,8 +144,7 @@ def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sparse(null: Tensor) -> Tensor:
     """Vectors [k, d] that span the same space, each with a parameter that no other has."""
-    rows = []
-    rest = null.clone()
+    rows, rest = [], null
     for _ in range(null.shape[1]):
         sizes = rest.norm(dim=1)
         rows.append(int(sizes.argmax()))
@@ -166,7 +164,7 @@ def parameters(recipe, params: Mapping[str, Tensor]) -> tuple[str, ...]:
     sources = [name for name in params if name.startswith("source_") and name != "source_picture"]
     lens_light = [name for name in params if name.startswith("lens_light_")]
     companions = [name for name in params if name.startswith(tuple(f"{group}_" for group in recipe.companions))]
-    return (*first, *sources, *lens_light, *(companions if recipe.companions else ()))
+    return (*first, *sources, *lens_light, *companions)
 
 
 def fisher(
@@ -361,12 +359,8 @@ def _roulette_slopes(recipe, names, values, fixed) -> Tensor:
 
 
 def _deviation(recipe, images: Tensor, params) -> Tensor:
-    """Standard deviation of every pixel's noise."""
-    time, background = (params[name][:, None, None, None] for name in ("exposure_time", "background_rms"))
-    noise, photons = recipe.instrument.noise, images.clamp(min=0) / time
-    # simple_sim's second Poisson draw has the same variance again
-    twice = noise.kind == "deeplense" and noise.poisson_again
-    return torch.sqrt(photons * (2 if twice else 1) + background**2).clamp(min=1e-12)
+    """Standard deviation of every pixel's noise, never quite zero."""
+    return recipe.instrument.noise.deviation(images, params).clamp(min=1e-12)
 
 
 def _over_peak(found: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

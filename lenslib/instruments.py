@@ -130,6 +130,11 @@ class Exposure(Strict):
         peak = (snr**2 / time + torch.sqrt(snr**4 / time**2 + 4 * snr**2 * background**2)) / 2
         return peak / images.flatten(1).amax(1)
 
+    def deviation(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Standard deviations [n, c, h, w] of the noise on noise-free images of that shape, in their units."""
+        background, time = (params[name][:, None, None, None] for name in ("background_rms", "exposure_time"))
+        return torch.sqrt(images.clamp(min=0) / time * self.photon_draws + background**2)
+
     def add(self, images: Tensor, params: dict[str, Tensor], source) -> Tensor:
         """Images [n, c, h, w] with noise drawn from `source`."""
         whole = (-1,) + (1,) * (images.ndim - 1)
@@ -156,9 +161,6 @@ class NoNoise(Exposure):
 
     def draw(self, stream, n):
         return {}
-
-    def scale(self, images, params):
-        return None
 
     def add(self, images, params, source):
         return 2 * images if self.doubled else images

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lenslib.errors import InputError
+from lenslib.substructure import string_pieces
 
 # point masses that stand for a string
 STRING_PIECES = 1000
@@ -88,10 +89,9 @@ def _substructure(profile: str, piece: dict[str, float]) -> tuple[list[str], lis
     """One piece of dark substructure as lens models and their keywords."""
     center = {"center_x": piece["x"], "center_y": piece["y"]}
     if profile == "string":
-        along = ((np.arange(STRING_PIECES) + 0.5) / STRING_PIECES - 0.5) * piece["length"]
-        xs, ys = piece["x"] + along * np.cos(piece["angle"]), piece["y"] + along * np.sin(piece["angle"])
-        theta_E = piece["theta_E"] / STRING_PIECES**0.5
-        keywords = [{"theta_E": theta_E, "center_x": x, "center_y": y} for x, y in zip(xs, ys, strict=True)]
+        string = {name: np.array([[value]]) for name, value in (piece | {"mass": piece["theta_E"] ** 2}).items()}
+        pieces = zip(*(column[0] for column in string_pieces(string, STRING_PIECES)), strict=True)
+        keywords = [{"theta_E": mass**0.5, "center_x": x, "center_y": y} for x, y, mass in pieces]
         return ["POINT_MASS"] * STRING_PIECES, keywords
     if profile == "pseudo_jaffe":
         # lenstronomy's has a core, which must be there: far below a pixel
@@ -119,9 +119,7 @@ def _light(recipe, value: dict[str, float], galaxy: str, own: str, band: str, ch
     light = {"amp": value[f"{own}amp"] * 10 ** (-0.4 * value.get(f"{prefix}colour_{band}", 0.0))}
     light |= {name: value[prefix + name] for name in ("center_x", "center_y")}
     if profile == "picture":
-        pictures = recipe.source.pictures()
-        picture = pictures[int(value["source_picture"])]
-        picture = picture[channel] if len(picture) == recipe.channels else picture.mean(0)
+        picture = recipe.source.in_bands(recipe.channels)[int(value["source_picture"]), channel]
         turn = {"phi_G": value["source_angle"], "scale": recipe.source.pixel_scale}
         return ["INTERPOL"], [light | turn | {"image": picture.double().numpy()}]
     light |= {name: value[own + name] for name in ("R_sersic", "n_sersic")}

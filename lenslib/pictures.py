@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from lenslib.errors import InputError
 from lenslib.npy_files import read_npy
-from lenslib.priors import Position, Strict, prior
-from lenslib.sources import draw_amp
+from lenslib.priors import Position, prior
+from lenslib.sources import Brightness
 
 GALAXY10 = "galaxy10"
 # Leung & Bovy, https://zenodo.org/records/10845026; the hash is the one that astroNN publishes with it
@@ -24,7 +24,7 @@ FORMATS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 MOST_BYTES = 2e9
 
 
-class PictureGalaxy(Strict):
+class PictureGalaxy(Brightness):
     """A galaxy that is one of many pictures, drawn at random, turned and shifted.
 
     `folder` holds pictures (PNG, JPEG, TIFF or .npy; grey or in as many colours as the recipe has bands) or is
@@ -37,22 +37,14 @@ class PictureGalaxy(Strict):
     folder: str = Field(GALAXY10, min_length=1)
     only: tuple[int, ...] | None = Field(None, min_length=1)
     pixel_scale: float = Field(gt=0)
-    amp: prior(low=0) | None = None
-    magnitude: prior() | None = None
     angle: prior()
     center: Position
-
-    @model_validator(mode="after")
-    def _one_brightness(self):
-        if self.amp is not None and self.magnitude is not None:
-            raise ValueError("give one of amp and magnitude (neither: amp 1)")
-        return self
 
     def draw(self, stream, n: int, prefix: str, own: str, zero_point: float | None) -> dict[str, np.ndarray]:
         """Parameters [n], among them `source_picture`, the index of the picture."""
         count = len(self.pictures())
         drawn = {f"{prefix}picture": stream("source_picture").integers(count, size=n).astype(float)}
-        drawn |= {f"{own}amp": draw_amp(self, stream, n, own, zero_point, 1.0)}
+        drawn |= {f"{own}amp": self.draw_amp(stream, n, own, zero_point, 1.0)}
         drawn[f"{prefix}angle"] = self.angle.draw(stream(f"{prefix}angle"), n)
         drawn[f"{prefix}center_x"], drawn[f"{prefix}center_y"] = self.center.draw(stream, n, f"{prefix}center_")
         return drawn
@@ -64,6 +56,13 @@ class PictureGalaxy(Strict):
         picture or has no light, and for Galaxy10 where it cannot be had.
         """
         return _read_pictures(self.folder, self.only, self.pixel_scale)
+
+    def in_bands(self, channels: int) -> Tensor:
+        """`pictures` in so many channels: grey ones the same in each, coloured ones as grey where they do not fit."""
+        pictures = self.pictures()
+        if pictures.shape[1] == channels:
+            return pictures
+        return pictures.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 def interpolated(params: dict[str, Tensor], x: Tensor, y: Tensor, pictures: Tensor, pixel_scale: float) -> Tensor:

@@ -170,8 +170,7 @@ def noise_map(recipe: Recipe, params: dict[str, Tensor], model: Tensor) -> Tenso
         raise InputError(
             f"{recipe.name}: noise '{recipe.instrument.noise.kind}' is not that of photons: pass a noise map"
         )
-    background, time = (params[name][:, None, None, None] for name in ("background_rms", "exposure_time"))
-    return (background**2 + model.clamp(min=0) / time).sqrt()
+    return recipe.instrument.noise.deviation(model, params)
 
 
 def refine(

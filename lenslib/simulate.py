@@ -101,10 +101,7 @@ def _plan(recipe, some: Tensor):
     companions = tuple((name, group.count) for name, group in recipe.companions.items())
     pictures, pixel_scale = None, 0.0
     if recipe.source.profile == "picture":
-        pictures, pixel_scale = recipe.source.pictures().to(some), recipe.source.pixel_scale
-        if pictures.shape[1] != recipe.channels:
-            # grey pictures in every colour, and coloured ones as grey
-            pictures = pictures.mean(1, keepdim=True).expand(-1, recipe.channels, -1, -1)
+        pictures, pixel_scale = recipe.source.in_bands(recipe.channels).to(some), recipe.source.pixel_scale
     return recipe.lens.profile, companions, tuple(recipe.bands or ()), pictures, pixel_scale
 
 

@@ -10,17 +10,11 @@ from lenslib.optics import SOFTENING, ellipticity_to_polar
 from lenslib.priors import Ellipticity, Position, Strict, prior
 
 
-class Galaxy(Strict):
-    """A galaxy's light: an elliptical Sersic profile, lengths in arcsec. `amp` is its brightness at the half-light
-    radius (flux an arcsec^2); with `magnitude` instead, that follows from the instrument's zero point."""
+class Brightness(Strict):
+    """How bright a galaxy is: an amplitude, a magnitude, or neither, which is amplitude 1."""
 
-    profile: Literal["sersic"] = "sersic"
     amp: prior(low=0) | None = None
     magnitude: prior() | None = None
-    R_sersic: prior(low=1e-4)
-    n_sersic: prior(0.3, 10)
-    ellipticity: Ellipticity
-    center: Position
 
     @model_validator(mode="after")
     def _one_brightness(self):
@@ -28,22 +22,32 @@ class Galaxy(Strict):
             raise ValueError("give one of amp and magnitude (neither: amp 1)")
         return self
 
+    def draw_amp(self, stream, n: int, own: str, zero_point: float | None, flux_of_one) -> np.ndarray:
+        """Amplitudes [n] of a galaxy whose flux at amplitude 1 is `flux_of_one`."""
+        if self.magnitude is not None:
+            magnitude = self.magnitude.draw(stream(own + "magnitude"), n)
+            return 10 ** (-0.4 * (magnitude - zero_point)) / flux_of_one
+        return self.amp.draw(stream(own + "amp"), n) if self.amp is not None else np.ones(n)
+
+
+class Galaxy(Brightness):
+    """A galaxy's light: an elliptical Sersic profile, lengths in arcsec. `amp` is its brightness at the half-light
+    radius (flux an arcsec^2); with `magnitude` instead, that follows from the instrument's zero point."""
+
+    profile: Literal["sersic"] = "sersic"
+    R_sersic: prior(low=1e-4)
+    n_sersic: prior(0.3, 10)
+    ellipticity: Ellipticity
+    center: Position
+
     def draw(self, stream, n: int, prefix: str, own: str, zero_point: float | None) -> dict[str, np.ndarray]:
         """Parameters [n]; names of the profile begin with `own`, those of place and shape with `prefix`."""
         drawn = {own + name: getattr(self, name).draw(stream(own + name), n) for name in ("R_sersic", "n_sersic")}
         of_one = sersic_flux(drawn[f"{own}R_sersic"], drawn[f"{own}n_sersic"])
-        drawn = {f"{own}amp": draw_amp(self, stream, n, own, zero_point, of_one)} | drawn
+        drawn = {f"{own}amp": self.draw_amp(stream, n, own, zero_point, of_one)} | drawn
         drawn[f"{prefix}e1"], drawn[f"{prefix}e2"] = self.ellipticity.draw(stream, n, prefix)
         center = self.center.draw(stream, n, f"{prefix}center_")
         return drawn | {f"{prefix}center_x": center[0], f"{prefix}center_y": center[1]}
-
-
-def draw_amp(galaxy, stream, n: int, own: str, zero_point: float | None, flux_of_one) -> np.ndarray:
-    """Amplitudes [n] of a galaxy whose flux at amplitude 1 is `flux_of_one`, from its `amp` or its `magnitude`."""
-    if galaxy.magnitude is not None:
-        magnitude = galaxy.magnitude.draw(stream(own + "magnitude"), n)
-        return 10 ** (-0.4 * (magnitude - zero_point)) / flux_of_one
-    return galaxy.amp.draw(stream(own + "amp"), n) if galaxy.amp is not None else np.ones(n)
 
 
 def sersic(params: dict[str, Tensor], x: Tensor, y: Tensor, galaxy: str = "source") -> Tensor:

@@ -214,6 +214,11 @@ def _along(string: dict[str, np.ndarray], places: np.ndarray) -> tuple[np.ndarra
     return x, y, np.repeat(string["mass"] / len(places), len(places), axis=1)
 
 
+def string_pieces(string: dict[str, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y, mass [n, count] of the middles of equal pieces of strings [n, 1] (x, y, mass, length and angle)."""
+    return _along(string, (np.arange(count) + 0.5) / count - 0.5)
+
+
 def tracers(points: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """x, y, mass [n, p] of point masses that stand for a population's pieces where mass is counted in a contour.
 
@@ -221,7 +226,7 @@ def tracers(points: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.n
     spiral, each at the radius that holds its share of the projected mass.
     """
     if "length" in points:
-        return _along(points, (np.arange(8 * TRACERS) + 0.5) / (8 * TRACERS) - 0.5)
+        return string_pieces(points, 8 * TRACERS)
     if "Rs" not in points:
         return points["x"], points["y"], points["mass"]
     share = (np.arange(TRACERS) + 0.5) / TRACERS
