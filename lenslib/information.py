@@ -10,7 +10,6 @@ of photon noise it leaves out what the variance itself tells, little where a pix
 local: it does not see that two distant sets of parameters give one image.
 """
 
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lenslib.compilation import compiled
 from lenslib.errors import InputError, unknown
 from lenslib.instruments import convolve
 from lenslib.optics import substructure_deflection
@@ -37,10 +37,8 @@ _TILE = 16384
 # grey levels below which a pixel is taken to have no light, and no derivatives
 _DARK = 1e-6
 
-# parameters of the smooth lens and the light, in the order of tables; others of a recipe do not shape the image, or
-# (brightness in other bands, lens light, companions) follow them
-_LENS = ("lens_theta_E", "gamma", "lens_e1", "lens_e2", "lens_center_x", "lens_center_y", "gamma1", "gamma2")
 _LIGHT = ("amp", "R_sersic", "n_sersic")
+# of a recipe's parameters
 _NOT_OF_THE_IMAGE = {"theta_E", "mass_fraction", "background_rms", "exposure_time", "peak_snr", "axion_mass"}
 
 
@@ -158,9 +156,7 @@ def parameters(recipe, params: Mapping[str, Tensor]) -> tuple[str, ...]:
     if recipe.kind == "roulette":
         places = ("centre_x", "centre_y") if recipe.instrument.centring != "none" else ()
         return (*recipe.targets, *places)
-    first = [
-        name for name in (*_LENS, *_LIGHT) if name in params and not (name == "gamma" and recipe.lens.profile == "sie")
-    ]
+    first = [name for name in (*recipe.lens.parameters, *_LIGHT) if name in params]
     sources = [name for name in params if name.startswith("source_") and name != "source_picture"]
     lens_light = [name for name in params if name.startswith("lens_light_")]
     companions = [name for name in params if name.startswith(tuple(f"{group}_" for group in recipe.companions))]
@@ -289,9 +285,7 @@ class _Model:
 def _kernels():
     """What is costly, compiled where a compiler is at hand; apart, because a compiler that fuses the light into the
     blurring would compute it anew for every pixel of a point-spread function."""
-    if shutil.which("g++") or shutil.which("clang++"):
-        return torch.compile(_light_and_slopes, dynamic=False), torch.compile(convolve, dynamic=False)
-    return _light_and_slopes, convolve
+    return compiled(_light_and_slopes), compiled(convolve)
 
 
 def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:

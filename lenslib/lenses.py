@@ -41,6 +41,13 @@ class Lens(Strict):
         return cosmology.theta_E_of_dispersion(size) if self.sigma_v is not None else size
 
     @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of what shapes the image, external shear among them."""
+        slope = ("gamma",) if self.profile == "epl" else ()
+        shape = ("lens_e1", "lens_e2", "lens_center_x", "lens_center_y")
+        return ("lens_theta_E", *slope, *shape, "gamma1", "gamma2")
+
+    @property
     def size(self):
         """The prior that the size is drawn from."""
         return self.theta_E or self.mass or self.sigma_v

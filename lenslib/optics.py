@@ -110,12 +110,16 @@ def substructure_deflection(points: dict[str, Tensor], x: Tensor, y: Tensor) -> 
 
 
 def point_mass_deflection(x0: Tensor, y0: Tensor, theta_E: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed deflection by k point masses a lens; x0, y0, theta_E are [n, k] in arcsec, theta_E = 0 is no mass."""
-    from caustics.lenses import func
+    """Summed deflection by k point masses a lens; x0, y0, theta_E are [n, k] in arcsec, theta_E = 0 is no mass.
 
+    Each deflects by theta_E^2 / r towards itself. caustics has the same with a square root and two divisions, where a
+    hundred pieces a lens leave little time but for one.
+    """
     x0, y0, theta_E = (value[:, :, None, None] for value in (x0, y0, theta_E))
-    alpha_x, alpha_y = func.reduced_deflection_angle_point(x0, y0, theta_E, x, y, s=POINT_SOFTENING)
-    return alpha_x.sum(1), alpha_y.sum(1)
+    dx, dy = x - x0, y - y0
+    # theta_E enters last: torch's compiler would store, not fuse, a factor of both sums that depends on five things
+    inverse = 1 / (dx**2 + dy**2 + POINT_SOFTENING**2)
+    return (inverse * dx * theta_E**2).sum(1), (inverse * dy * theta_E**2).sum(1)
 
 
 def _extended_deflection(x0, y0, theta_E, Rs, r_trunc, x, y):

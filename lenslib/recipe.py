@@ -3,6 +3,7 @@
 import os
 import re
 import zlib
+from difflib import get_close_matches
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -279,6 +280,19 @@ def _first(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"]) or "recipe"
         # pydantic names the kind of a thing on the way to its fields
         field = re.sub(r"^(source|instrument\.noise|substructure\.populations\.\w+)\.[a-z]+\b", r"\1", field)
-        faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
+        faults.append(f"{field}: {_said(fault)}")
     more = len(error.errors()) - len(faults)
     return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")
+
+
+def _said(fault) -> str:
+    """One of pydantic's faults in words, with the nearest keys for one that there is not."""
+    if fault["type"] != "extra_forbidden":
+        return fault["msg"].removeprefix("Value error, ")
+    close = get_close_matches(str(fault["loc"][-1]), _keys(Strict))
+    return "there is no such key" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def _keys(part: type[Strict]) -> set[str]:
+    """The keys that a recipe and all its parts can have."""
+    return set(part.model_fields).union(*map(_keys, part.__subclasses__()))

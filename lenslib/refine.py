@@ -26,7 +26,6 @@ _POSITIVE = (
     "lens_light_R_sersic",
     "lens_light_n_sersic",
 )
-_LENS = ("lens_theta_E", "gamma", "lens_e1", "lens_e2", "lens_center_x", "lens_center_y", "gamma1", "gamma2")
 _GALAXY = ("R_sersic", "n_sersic", "amp")
 _SHAPE = ("e1", "e2", "center_x", "center_y")
 # as fitted: outside, the simulator has no meaning or no precision
@@ -73,8 +72,7 @@ class Fit:
 
 def free_names(recipe: Recipe) -> tuple[str, ...]:
     """The parameters of a recipe's smooth lens and light that a fit moves."""
-    lens = [name for name in _LENS if name != "gamma" or recipe.lens.profile == "epl"]
-    names = [*lens, *_GALAXY, *(f"source_{name}" for name in _SHAPE)]
+    names = [*recipe.lens.parameters, *_GALAXY, *(f"source_{name}" for name in _SHAPE)]
     if recipe.lens_light is not None:
         names += [f"lens_light_{name}" for name in (*_GALAXY, *_SHAPE)]
     return tuple(names)
@@ -209,13 +207,12 @@ def _check(recipe: Recipe, images: Tensor, noise: Tensor) -> None:
     if noise.shape != images.shape:
         raise InputError(f"noise has shape {tuple(noise.shape)}, images {tuple(images.shape)}: give one for each pixel")
     for what, wrong in (
-        ("an image that is NaN or infinite", ~images.isfinite()),
-        ("noise that is not positive", ~(noise > 0)),
-        ("an image that is zero everywhere", (images == 0).all((1, 2, 3))),
+        ("is NaN or infinite", (~images.isfinite()).any((1, 2, 3))),
+        ("has noise that is not positive", (~(noise > 0)).any((1, 2, 3))),
+        ("is zero everywhere", (images == 0).all((1, 2, 3))),
     ):
         if wrong.any():
-            where = int(wrong.flatten(1).any(1).nonzero()[0]) if wrong.ndim > 1 else int(wrong.nonzero()[0])
-            raise InputError(f"image {where}: {what}")
+            raise InputError(f"image {int(wrong.nonzero()[0])} {what}")
 
 
 def _better(best: Fit, found: Fit, rest: Tensor) -> Fit:

@@ -2,8 +2,6 @@
 grey levels. Its light is that of `lenslib.roulette_images`.
 """
 
-import logging
-import shutil
 import zlib
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lenslib import roulettes
+from lenslib.compilation import compiled
 from lenslib.errors import InputError
 from lenslib.roulette_images import light
 from lenslib.roulette_recipe import REACH, RouletteRecipe
-
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 # a window's sides are multiples of this: no loop over a row has a rest, which would be rounded differently
 _BLOCK = 32
@@ -102,9 +99,9 @@ def _kernel(device: str, eager: bool):
 
     For one core: a window is done in a millisecond, and cores that meet that often mostly wait for each other.
     """
-    if not eager and (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
-        return torch.compile(_levels, dynamic=True, options={"cpp.threads": 1} if device == "cpu" else None)
-    return _levels
+    if eager:
+        return _levels
+    return compiled(_levels, device, dynamic=True, **({"cpp.threads": 1} if device == "cpu" else {}))
 
 
 @contextmanager

@@ -4,22 +4,19 @@ A data set is cut into chunks of one fixed size, and each class of a chunk is re
 because vectorised kernels round differently for other shapes. So image i depends on the recipe, the seed and i alone.
 """
 
-import logging
 import os
-import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from threading import Timer
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lenslib.compilation import compiled
 from lenslib.errors import InputError
 from lenslib.instruments import NumpyNoise, TorchNoise, convolve
 from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, substructure_deflection
@@ -27,9 +24,6 @@ from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
 from lenslib.roulette_recipe import RouletteRecipe
 from lenslib.sources import sersic
-
-# compiling for a processor mentions, at length, that there is no accelerator
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 @dataclass
@@ -136,24 +130,11 @@ EAGER = _scene, substructure_deflection, convolve
 _grid = lru_cache(pixel_grid)
 
 
-# torch would compile and run three programs first, to learn whether this C++ compiler knows the processor's vectors:
-# every one that is new enough for torch does
-_QUICK_START = {"cpp.vec_isa_ok": True}
-# recipes and sizes that one process may draw
-MOST_SHAPES = 10_000
-# seconds of compiling that a terminal is told of
-_LONG = 2.0
-
-
 @lru_cache
 def _kernels(device: str):
     """The costly functions, compiled where a compiler is at hand."""
-    if not (device.startswith("cuda") or shutil.which("g++") or shutil.which("clang++")):
-        return EAGER
-    # past the limit, dynamo would quietly stop compiling, and the last digits of an image depend on those drawn before
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_SHAPES
-    scene, deflection, blur = (torch.compile(function, dynamic=False, backend=_compiler) for function in EAGER)
-    if device.startswith("cuda"):
+    scene, deflection, blur = (compiled(function, device) for function in EAGER)
+    if device.startswith("cuda") or deflection is substructure_deflection:
         return scene, deflection, blur
 
     def any_number(points, x, y):
@@ -163,24 +144,6 @@ def _kernels(device: str):
         return deflection(points, x, y)
 
     return scene, any_number, blur
-
-
-def _compiler(graph, inputs):
-    """torch's own compiler, which keeps what it made on disk; a terminal is told of long work."""
-    from torch._inductor.compile_fx import compile_fx
-
-    notice = Timer(_LONG, _say_that_it_compiles)
-    if sys.stderr.isatty():
-        notice.start()
-    try:
-        return compile_fx(graph, inputs, config_patches=_QUICK_START)
-    finally:
-        notice.cancel()
-
-
-@lru_cache  # once, however many functions there are
-def _say_that_it_compiles() -> None:
-    tqdm.write("compile the simulator (once on this machine) ...", file=sys.stderr)
 
 
 def sample(recipe, count, seed=0, start=0, device="cpu", noise=True, progress=False) -> Batch:

@@ -37,7 +37,7 @@ def test_overrides_change_what_they_name_and_nothing_else():
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("source.R_sersc", 0.2, "source.R_sersc"),
+        ("source.R_sersc", 0.2, "source.R_sersc: there is no such key; did you mean R_sersic"),
         ("source.R_sersic", -0.2, "source.R_sersic"),
         ("source.ellipticity", {"axis_ratio": 1.2, "angle": 0.0}, "source.ellipticity.axis_ratio"),
         ("source.ellipticity", {"axis_ratio": 0.5, "e1": 0.0}, "source.ellipticity"),

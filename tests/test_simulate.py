@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lenslib import simulate
+from lenslib import compilation, simulate
 from lenslib.errors import InputError
 from lenslib.instruments import DeepLenseNoise, NumpyNoise, PhotonNoise, TorchNoise
 from lenslib.interop import lenstronomy_image
@@ -138,11 +138,11 @@ def test_threads_and_compilation_change_nothing(compiled_renderer, threads, monk
 def test_one_kernel_serves_classes_of_all_sizes(compiled_kernels, small_recipe, monkeypatch):
     expected, graphs = small_recipe.sample(96, noise=False), []
 
-    def compiler(graph, inputs):
+    def compiler(graph, inputs, options):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(simulate, "_compiler", compiler)
+    monkeypatch.setattr(compilation, "_compile", compiler)
     kernels = compiled_kernels.__wrapped__("cpu")
     monkeypatch.setattr(simulate, "_kernels", lambda device: kernels)
     torch.testing.assert_close(small_recipe.sample(96, noise=False).images, expected.images)
@@ -154,10 +154,10 @@ def test_one_kernel_serves_classes_of_all_sizes(compiled_kernels, small_recipe, 
 def test_a_terminal_is_told_once_of_long_compilation(terminal, monkeypatch, capsys):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs, config_patches: time.sleep(0.3))
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    monkeypatch.setattr(simulate, "_LONG", 0.01)
-    simulate._say_that_it_compiles.cache_clear()
+    monkeypatch.setattr(compilation, "_LONG", 0.01)
+    compilation._say_that_it_compiles.cache_clear()
     for _ in range(2):
-        simulate._compiler(None, [])
+        compilation._compile(None, [], {})
     said = capsys.readouterr()
     assert said.err.count("compile the simulator") == terminal
     assert not said.out

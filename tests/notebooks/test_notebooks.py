@@ -42,6 +42,13 @@ def test_it_opens_with_one_title(notebook):
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_no_backslash_was_taken_for_an_escape(notebook):
+    """Written from Python, LaTeX such as \\binom easily turns into a control character and the rest of its name."""
+    text = "".join(cell.source for cell in read(notebook).cells)
+    assert all(character == "\n" or character.isprintable() for character in text)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
 def test_its_own_defaults_are_good_parameters(notebook):
     parameters = inspect(notebook)
     assert {"profile", "results", "seed"} <= set(parameters)

@@ -1,0 +1,55 @@
+"""Costly functions compiled by torch where a compiler is at hand; a terminal is told when that takes long."""
+
+import logging
+import shutil
+import sys
+from functools import lru_cache, partial
+from threading import Timer
+
+import torch
+from tqdm import tqdm
+
+# compiling for a processor mentions, at length, that there is no accelerator
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+# torch would compile and run three programs first, to learn whether this C++ compiler knows the processor's vectors:
+# every one that is new enough for torch does
+_QUICK_START = {"cpp.vec_isa_ok": True}
+# recipes and sizes that one process may draw
+MOST_SHAPES = 10_000
+# seconds of compiling that a terminal is told of
+_LONG = 2.0
+
+
+def has_compiler(device: str = "cpu") -> bool:
+    """Whether torch can compile for this device on this machine."""
+    return device.startswith("cuda") or bool(shutil.which("g++") or shutil.which("clang++"))
+
+
+def compiled(function, device: str = "cpu", dynamic: bool = False, **options):
+    """`function` as torch's own compiler makes it, with that compiler's `options`; itself where there is none.
+
+    With `dynamic`, one kernel serves all shapes. What is made is kept on disk by torch.
+    """
+    if not has_compiler(device):
+        return function
+    # past the limit, dynamo would quietly stop compiling, and the last digits of an image depend on those drawn before
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_SHAPES
+    return torch.compile(function, dynamic=dynamic, backend=partial(_compile, options=options))
+
+
+def _compile(graph, inputs, options):
+    from torch._inductor.compile_fx import compile_fx
+
+    notice = Timer(_LONG, _say_that_it_compiles)
+    if sys.stderr.isatty():
+        notice.start()
+    try:
+        return compile_fx(graph, inputs, config_patches=_QUICK_START | options)
+    finally:
+        notice.cancel()
+
+
+@lru_cache  # once, however many functions there are
+def _say_that_it_compiles() -> None:
+    tqdm.write("compile the simulator (once on this machine) ...", file=sys.stderr)
