@@ -29,6 +29,7 @@ def add_parser(commands, device=str) -> None:
     parser.set_defaults(handler=_bench_simulate)
     parser.add_argument("--recipe", default="deeplense_1", help="a name or the path of a YAML file")
     parser.add_argument("--count", type=int, default=480, help="images that this library draws, and its peers at most")
+    parser.add_argument("--compared", type=int, default=30, help="noise-free images that are compared, at most")
     parser.add_argument("--repeats", type=int, default=5, help="the median of so many is shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:N, for this library")
@@ -51,7 +52,7 @@ def _bench_simulate(options) -> None:
     recipe = load_recipe(options.recipe)
     if recipe.kind == "roulette":
         raise InputError(f"the peers cannot draw {recipe.name}: use lenslib bench roulettes")
-    given = {name: getattr(options, name) for name in ("count", "repeats", "seed", "device", "scaling")}
+    given = {name: getattr(options, name) for name in ("count", "compared", "repeats", "seed", "device", "scaling")}
     results = bench_simulate(recipe, **given, step=step)
     run = record_bench(options.results, options.profile, recipe, results, given)
     rows, sizes = table(results), scaling_table(results)
@@ -69,7 +70,7 @@ def _bench_simulate(options) -> None:
 
 
 def bench_simulate(
-    recipe, count: int, repeats: int, seed: int = 0, device: str = "cpu", scaling=(), step=print
+    recipe, count: int, compared: int, repeats: int, seed: int = 0, device: str = "cpu", scaling=(), step=print
 ) -> dict:
     """Measure `lenslib` and its peers on `count` images of a recipe, `repeats` times.
 
@@ -81,12 +82,14 @@ def bench_simulate(
     seconds and peak memory of writing a data set of so many images. `step` is told what happens next.
     Raises InputError for counts below 1 and a disk without room for the largest data set.
     """
-    for name, value in (("count", count), ("repeats", repeats), *(("scaling", size) for size in scaling)):
+    counts = {"count": [count], "compared": [compared], "repeats": [repeats], "scaling": scaling}
+    for name, value in ((name, value) for name, values in counts.items() for value in values):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     results = {"scaling": {}}
     with tempfile.TemporaryDirectory(prefix="lenslib-bench-") as folder:
-        job = {"recipe": recipe.to_yaml(), "count": count, "repeats": repeats, "seed": seed, "device": device}
+        job = {"recipe": recipe.to_yaml(), "count": count, "compared": compared, "repeats": repeats}
+        job |= {"seed": seed, "device": device}
         # the largest first: a disk without room is found before anything is measured
         for size in sorted(scaling, reverse=True):
             step(f"writing {size} images")
@@ -173,6 +176,6 @@ def record_bench(results_folder, profile: str, recipe, results: dict, given: dic
         metrics["scaling_cost_ratio"] = sizes[0]["images_per_second"] / sizes[-1]["images_per_second"]
     place = {"profile": profile, "task": "bench", "recipe": recipe.name, "model": "simulate", "seed": given["seed"]}
     rate = metrics["lenslib_images_per_second"]["value"]
-    device, parameters = given["device"], {name: given[name] for name in ("count", "repeats", "scaling")}
+    device, parameters = given["device"], {name: given[name] for name in ("count", "compared", "repeats", "scaling")}
     folder = run_folder(results_folder, **place)
     return write_run(folder, **place, parameters=parameters, metrics=metrics, images_per_second=rate, device=device)

@@ -17,8 +17,6 @@ import numpy as np
 from lenslib.errors import InputError
 from lenslib.provenance import peak_memory_mb
 
-# noise-free images that are compared pixel by pixel, as many of each class
-COMPARED = 30
 # seconds; a peer that would take longer for a repeat draws fewer scenes, as many of each class
 LONGEST = 10.0
 
@@ -74,7 +72,7 @@ def _hand_over(recipe, job: dict) -> None:
     """The scenes for the peers, and this library's noise-free images of the first."""
     batch = recipe.sample(job["count"], job["seed"], noise=False)
     order = _in_turn(batch.labels.numpy())
-    np.save("clean.npy", batch.images[order[:COMPARED], 0].numpy())
+    np.save("clean.npy", batch.images[order[: job["compared"]], 0].numpy())
     arrays = {f"params.{key}": value for key, value in batch.params.items()}
     arrays |= {f"substructure.{key}": value for key, value in batch.substructure.items()}
     np.savez("drawn.npz", **{key: value.numpy() for key, value in arrays.items()})
@@ -131,7 +129,7 @@ def _peer(job: dict, name: str) -> dict:
     result = {"startup_seconds": time.perf_counter() - start - read}
     start, order = time.perf_counter(), said["order"]
     result["largest_difference"] = _largest_difference(draw, order, np.array(said["kernel"]))
-    each = (time.perf_counter() - start) / min(COMPARED, len(order))
+    each = (time.perf_counter() - start) / min(job["compared"], len(order))
     turns = max(1, int(LONGEST / each / said["classes"]))
     shown, seconds = order[: turns * said["classes"]], []
     for _ in range(job["repeats"]):
@@ -205,7 +203,7 @@ def _largest_difference(draw, order: list[int], kernel: np.ndarray) -> float:
     """Over the pixels that do not see beyond the edge where the kernel has long wings: there each has its own sky."""
     clean, edge = np.load("clean.npy"), len(kernel) // 2
     inner = slice(edge, clean.shape[-1] - edge)
-    pairs = zip(order[:COMPARED], clean, strict=True)
+    pairs = zip(order[: len(clean)], clean, strict=True)
     return max(float(np.abs(draw(i) - ours)[inner, inner].max() / ours.max()) for i, ours in pairs)
 
 

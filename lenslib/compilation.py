@@ -4,7 +4,7 @@ import logging
 import shutil
 import sys
 from functools import lru_cache, partial
-from threading import Timer
+from threading import Thread, Timer
 
 import torch
 from tqdm import tqdm
@@ -12,9 +12,8 @@ from tqdm import tqdm
 # compiling for a processor mentions, at length, that there is no accelerator
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
-# torch would compile and run three programs first, to learn whether this C++ compiler knows the processor's vectors:
-# every one that is new enough for torch does
-_QUICK_START = {"cpp.vec_isa_ok": True}
+# torch would prepare its headers for ten seconds first, to save one second at every kernel
+_QUICK_START = {"cpp_cache_precompile_headers": False}
 # recipes and sizes that one process may draw
 MOST_SHAPES = 10_000
 # seconds of compiling that a terminal is told of
@@ -35,7 +34,20 @@ def compiled(function, device: str = "cpu", dynamic: bool = False, **options):
         return function
     # past the limit, dynamo would quietly stop compiling, and the last digits of an image depend on those drawn before
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MOST_SHAPES
+    if not device.startswith("cuda"):
+        _learn_vectors()
     return torch.compile(function, dynamic=dynamic, backend=partial(_compile, options=options))
+
+
+@lru_cache
+def _learn_vectors() -> None:
+    """Let torch compile its programs that tell which vectors processor and compiler know, while it is busy otherwise."""
+    import torch._inductor.compile_fx  # all of it, because two threads cannot import it at once
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    # that the compiler knows any: every one that is new enough for torch does
+    torch._inductor.config.cpp.vec_isa_ok = True
+    Thread(target=pick_vec_isa, daemon=True).start()
 
 
 def _compile(graph, inputs, options):

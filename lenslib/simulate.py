@@ -191,8 +191,6 @@ def _chunk(recipe: Recipe | RouletteRecipe, seed: int, chunk: int, device: str, 
     if recipe.kind == "roulette":
         images, params = recipe.chunk(seed, chunk, device, noise)
         return Batch(images, torch.zeros(len(images), dtype=torch.int64, device=device), params, {}, recipe)
-    if noise and device == "cpu":
-        _compile_draws()
     labels, drawn, populations = recipe.draw(seed, chunk)
     tensor = partial(torch.as_tensor, dtype=torch.float32, device=device)
     params = {name: tensor(value) for name, value in drawn.items()}
@@ -209,6 +207,8 @@ def _chunk(recipe: Recipe | RouletteRecipe, seed: int, chunk: int, device: str, 
             for key, value in points.items():
                 substructure[key][mine, : value.shape[1]] = value
         images[mine] = _expose_to_scale(recipe, scenes, points, device)
+        if noise and device == "cpu":
+            _compile_draws()
         for key in _AMPLITUDES & params.keys():
             params[key][mine] = scenes[key]
     if noise:
@@ -259,7 +259,7 @@ def _add_noise(recipe, images, params, classes, key, device) -> None:
 
 @lru_cache
 def _compile_draws() -> None:
-    """Begin to make `lenslib.draws` ready, on a core that is idle while the renderer is compiled."""
+    """Begin to make `lenslib.draws` ready, on a core that is idle while the next of the kernels is compiled."""
 
     def draw() -> None:
         from lenslib.draws import fill_normal, fill_poisson

@@ -65,7 +65,7 @@ def test_the_table_has_medians_ratios_and_gaps():
 
 
 def test_the_record_says_how_cost_grows(small_recipe, tmp_path):
-    given = {"count": 40, "repeats": 3, "seed": 0, "device": "cpu", "scaling": [100, 200]}
+    given = {"count": 40, "compared": 6, "repeats": 3, "seed": 0, "device": "cpu", "scaling": [100, 200]}
     run = bench.record_bench(tmp_path, "test", small_recipe, _results(), given)
     # 200 images take 4.4 s and 100 take 2 s: a tenth more each
     assert run.metrics["scaling_cost_ratio"] == pytest.approx(1.1, rel=1e-2)
@@ -96,7 +96,7 @@ def test_classes_take_turns():
     assert labels[order].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("given", [["--count", "0"], ["--repeats", "0"], ["--scaling", "10", "0"]])
+@pytest.mark.parametrize("given", [["--count", "0"], ["--compared", "0"], ["--repeats", "0"], ["--scaling", "10", "0"]])
 def test_bad_counts_are_named(given, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["bench", "simulate", *given, "--results", str(tmp_path / "results")])
