@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, handler in (("recipes", _recipes), ("models", _models)):
         command(name, handler, f"list the {name}").add_argument("--json", action="store_true")
     _add_simulate(command("simulate", _simulate, "draw a data-set folder"))
+    fit = command("fit", _fit, "fit smooth lenses to a data set and write images and residuals as a new one")
+    fit.add_argument("data", type=Path, help="data-set folder")
+    fit.add_argument("--out", type=Path, required=True, help="new folder")
+    fit.add_argument("--templates", type=int, default=16384, help="smooth lenses that the search starts from")
     _add_train(command("train", _train, "train a network, on a folder or a stream, and write its run folder"))
     evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
     evaluate.add_argument("weights", type=Path)
@@ -169,6 +173,15 @@ def _simulate(options) -> None:
     recipe = _load_recipe(options.recipe, options.set)
     data = write_dataset(recipe, options.count, options.seed, options.out, options.start, options.device)
     print(f"{options.out}: {len(data)} images of {recipe.name}, digest {data.digest}")
+
+
+def _fit(options) -> None:
+    from lenslib.dataset import open_dataset
+    from lenslib.residuals import write_residuals
+
+    data = write_residuals(open_dataset(options.data), options.out, options.templates)
+    good = data.params["fit_good"].mean()
+    print(f"{options.out}: {len(data)} images of {data.recipe.name}, {good:.1%} fitted well, digest {data.digest}")
 
 
 def _train(options) -> None:

@@ -41,7 +41,7 @@ def compiled(function, device: str = "cpu", dynamic: bool = False, **options):
 
 @lru_cache
 def _learn_vectors() -> None:
-    """Let torch compile its programs that tell which vectors processor and compiler know, while it is busy otherwise."""
+    """Let torch compile, beside other work, its programs that tell which vectors processor and compiler know."""
     import torch._inductor.compile_fx  # all of it, because two threads cannot import it at once
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from lenslib.foreign import FoundFiles, LazyImages, find_deeplense, read_deeplen
 from lenslib.recipe import Recipe, parse_recipe
 from lenslib.simulate import sample_chunks
 
+Batches = Iterable[tuple[Tensor, dict[str, Tensor]]]
 FILES = ("images.npy", "params.parquet")
 KEYS = ("recipe", "seed", "start", "count", "library_version", "sha256")
 
@@ -106,15 +108,28 @@ def write_dataset(
     """
     if count < 1:
         raise InputError(f"count must be at least 1, not {count}")
+    chunks = sample_chunks(recipe, count, seed, start, device, progress=progress)
+    batches = ((batch.images, {"label": batch.labels} | batch.params) for batch in chunks)
+    return write_batches(recipe, count, recipe.channels, batches, seed, folder, start)
+
+
+def write_batches(
+    recipe: Recipe, count: int, channels: int, batches: Batches, seed: int, folder, start: int = 0
+) -> DataSet:
+    """Write `count` images of so many channels, and the columns that go with them, into a new folder as they come.
+
+    Each batch is images [n, c, h, w] and, by name, values [n], among them `label`. As `write_dataset` otherwise.
+    """
     folder = Path(folder)
-    _check_room(recipe, count, folder)
+    _check_room(recipe, count, channels, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise InputError(f"cannot write to '{folder.parent}': {error.strerror}; choose another --out") from None
     try:
-        digests = _write_files(partial, recipe, count, seed, start, device, progress)
+        shape = (count, channels, recipe.instrument.pixels, recipe.instrument.pixels)
+        digests = _write_files(partial, shape, batches, start)
         values = (recipe.to_yaml(), seed, start, count, lenslib.__version__, digests)
         content = dict(zip(KEYS, values, strict=True))
         (partial / "dataset.json").write_text(json.dumps(content | {"seal": _seal(content)}, indent=1))
@@ -134,10 +149,10 @@ def _umask() -> int:
     return mask
 
 
-def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
+def _check_room(recipe: Recipe, count: int, channels: int, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"'{folder}' exists and is not empty: choose another --out or remove it")
-    needed = count * (recipe.channels * recipe.instrument.pixels**2 * 4 + 400)
+    needed = count * (channels * recipe.instrument.pixels**2 * 4 + 400)
     place = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -147,22 +162,22 @@ def _check_room(recipe: Recipe, count: int, folder: Path) -> None:
         )
 
 
-def _write_files(folder: Path, recipe, count, seed, start, device, progress) -> dict[str, str]:
-    pixels, columns, done = recipe.instrument.pixels, {}, 0
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, recipe.channels, pixels, pixels)}
+def _write_files(folder: Path, shape: tuple[int, ...], batches: Batches, start: int) -> dict[str, str]:
+    columns, done = {}, 0
     with open(folder / "images.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for batch in sample_chunks(recipe, count, seed, start, device, progress=progress):
-            file.write(batch.images.cpu().numpy())
-            for name, value in ({"label": batch.labels} | batch.params).items():
+        for images, values in batches:
+            file.write(images.cpu().numpy())
+            for name, value in values.items():
                 # as long as they will be from the start: small arrays kept from every chunk would let the memory of the
                 # large ones between them be used no more
                 if name not in columns:
-                    columns[name] = np.empty(count, value.cpu().numpy().dtype)
-                columns[name][done : done + len(batch)] = value.cpu().numpy()
-            done += len(batch)
+                    columns[name] = np.empty(shape[0], value.cpu().numpy().dtype)
+                columns[name][done : done + len(images)] = value.cpu().numpy()
+            done += len(images)
     params = pd.DataFrame(columns)
-    params.insert(0, "index", np.arange(start, start + count))
+    params.insert(0, "index", np.arange(start, start + shape[0]))
     params.to_parquet(folder / "params.parquet", index=False)
     return {name: _sha256(folder / name) for name in FILES}
 

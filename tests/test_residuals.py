@@ -1,0 +1,78 @@
+"""Residual data sets: what a fit leaves is noise where there is no substructure, and a set as any other."""
+
+import numpy as np
+import pytest
+import torch
+
+from lenslib.classification import train_classifier
+from lenslib.cli import main
+from lenslib.dataset import open_dataset, write_dataset
+from lenslib.errors import InputError
+from lenslib.recipe import load_recipe
+from lenslib.residuals import write_residuals
+from lenslib.training import Settings
+
+SMALL = {
+    "instrument.pixels": 40,
+    "instrument.pixel_scale": 0.12,
+    "instrument.psf": {"gaussians": [{"fwhm": 0.15}]},
+    "instrument.noise.peak_snr": 40.0,
+    "substructure.mass_fraction": 0.03,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("residuals") / "data"
+    return write_dataset(load_recipe("matched_hst", SMALL), 36, 5, folder, start=7, progress=False)
+
+
+@pytest.fixture(scope="module")
+def residuals(data):
+    return write_residuals(data, data.folder.parent / "residuals", templates=2048, progress=False)
+
+
+def test_images_keep_their_order_labels_and_parameters(data, residuals):
+    opened = open_dataset(residuals.folder)
+    assert opened.digest == residuals.digest
+    assert opened.recipe.name == "matched_hst_residual"
+    assert opened.images.shape == (36, 2, 40, 40)
+    for name in data.params:
+        np.testing.assert_array_equal(opened.params[name], data.params[name])
+    # the first channel is the image over its noise: with that of the bare sky where there is no light
+    corner = data.images[:, 0, :3, :3] / data.params["background_rms"].to_numpy()[:, None, None]
+    np.testing.assert_allclose(opened.images[:, 0, :3, :3], corner, rtol=0.2, atol=0.1)
+
+
+def test_a_smooth_lens_leaves_noise_of_deviation_one(residuals):
+    smooth = residuals.params["fit_good"].to_numpy() & (residuals.labels == 0)
+    assert smooth.sum() >= 8
+    left = residuals.images[smooth, 1]
+    # 15 of 1600 numbers of each image are fitted
+    assert left.std() == pytest.approx(np.sqrt(1 - 15 / 1600), abs=4 / np.sqrt(2 * left.size))
+    assert abs(left.mean()) < 5 / np.sqrt(left.size)
+    chi_square = residuals.params["fit_chi_square"].to_numpy()
+    assert chi_square[residuals.labels > 0].mean() > chi_square[smooth].mean()
+
+
+def test_networks_train_on_image_and_residual(residuals):
+    trained = train_classifier(residuals, "small_cnn", 40, Settings(epochs=1, batch_size=8))
+    assert torch.isfinite(trained.model(torch.zeros(2, 2, 40, 40))).all()
+
+
+def test_the_command_writes_the_same_set(data, residuals, tmp_path, capsys):
+    command = ["fit", str(data.folder), "--out", str(tmp_path / "again"), "--templates", "2048"]
+    for code, said in ((0, residuals.digest), (2, "not empty")):
+        with pytest.raises(SystemExit) as stopped:
+            main(command)
+        assert stopped.value.code == code
+        written = capsys.readouterr()
+        assert said in written.out + written.err
+
+
+def test_what_cannot_be_fitted_is_said(residuals, training_data, tmp_path):
+    with pytest.raises(InputError, match="one band"):
+        write_residuals(residuals, tmp_path / "twice")
+    with pytest.raises(InputError, match="not that of photons"):
+        write_residuals(training_data, tmp_path / "deeplense", templates=96)
+    assert not list(tmp_path.iterdir())
