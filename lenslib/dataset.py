@@ -108,9 +108,12 @@ def write_dataset(
     """
     if count < 1:
         raise InputError(f"count must be at least 1, not {count}")
-    chunks = sample_chunks(recipe, count, seed, start, device, progress=progress)
-    batches = ((batch.images, {"label": batch.labels} | batch.params) for batch in chunks)
-    return write_batches(recipe, count, recipe.channels, batches, seed, folder, start)
+
+    def batches() -> Batches:
+        for batch in sample_chunks(recipe, count, seed, start, device, progress=progress):
+            yield batch.images, {"label": batch.labels} | batch.params
+
+    return write_batches(recipe, count, recipe.channels, batches(), seed, folder, start)
 
 
 def write_batches(
