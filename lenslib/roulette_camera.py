@@ -23,9 +23,11 @@ _MARGIN = 3
 
 
 def centre_of_light(image: Tensor) -> tuple[float, float]:
-    """Column and row of the centre of light of an image [h, w]; InputError for an image without light."""
+    """Column and row of the centre of light of an image [h, w]; InputError for an image without light or with NaN."""
     if image.ndim != 2:
         raise InputError(f"an image must have the shape [h, w], not {list(image.shape)}")
+    if not torch.isfinite(image).all():
+        raise InputError("an image with pixels that are not finite numbers has no centre of light")
     return _centre(image.double().sum(0), image.double().sum(1))
 
 
@@ -65,7 +67,8 @@ def _levels(recipe: RouletteRecipe, params: dict[str, Tensor], x: Tensor, y: Ten
         found = _turned(recipe, params, x, y)
     else:
         found = light(recipe, params, x, y, lookup).reshape(y.shape[0], x.shape[1])
-    found = found * ((x < half) & (y <= half))
+    # where an unmasked series is larger than any number there is no light
+    found = torch.where((x < half) & (y <= half) & torch.isfinite(found), found, 0.0)
     levels = torch.round(found)
     return found, levels.sum(0), levels.sum(1)
 
@@ -122,7 +125,9 @@ def draw_images(recipe: RouletteRecipe, drawn: dict[str, np.ndarray], key: list[
 
     Every image is computed on a window of its own, whose size depends on its parameters alone; light below half a grey
     level may be left out. Without `noise`, images are neither noisy nor rounded.
+    InputError for a scene that has no image (see `RouletteRecipe.check`), such as a source that reaches the mask.
     """
+    recipe.check({name: torch.from_numpy(value) for name, value in drawn.items()})
     params = {name: torch.as_tensor(value, dtype=torch.float32, device=device) for name, value in drawn.items()}
     count, pixels = len(params["x"]), recipe.instrument.pixels
     params |= {name: torch.zeros(count, device=device) for name in ("centre_x", "centre_y")}

@@ -34,11 +34,13 @@ def source_offset(recipe: RouletteRecipe, params: dict[str, Tensor], x: Tensor, 
         return x - pull_x - params["x"], y - pull_y - params["y"]
     nu_x, nu_y = roulettes.image_position(lens.profile, params)
     if lens.profile == "sie":
-        one = {name: value.reshape(-1) for name, value in params.items()}
+        # factorials soon leave single precision
+        one = {name: value.reshape(-1).double() for name, value in params.items()}
         shape = one["axis_ratio"], one["orientation"]
-        b = roulettes.ring_radius(one)
-        amplitudes = roulettes.sie_amplitudes(b, nu_x.reshape(-1), nu_y.reshape(-1), lens.terms, *shape)
-        return roulettes.roulette_map(amplitudes, x - nu_x, y - nu_y)
+        place = nu_x.reshape(-1).double(), nu_y.reshape(-1).double()
+        amplitudes = roulettes.sie_amplitudes(roulettes.ring_radius(one), *place, lens.terms, *shape)
+        found = roulettes.roulette_map(amplitudes, (x - nu_x).double(), (y - nu_y).double())
+        return tuple(value.to(nu_x.dtype) for value in found)
     series = roulettes.sis_roulette if lens.profile == "sis" else roulettes.pm_roulette
     return series(roulettes.ring_radius(params), nu_x, nu_y, x - nu_x, y - nu_y, lens.terms)
 

@@ -193,9 +193,13 @@ class RouletteRecipe(Strict):
         check_params(self, params)
 
     def render(self, params: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Images [n, 1, h, w] in grey levels, not rounded, the source read exactly (see `roulette_images.render`)."""
+        """Images [n, 1, h, w] in grey levels, not rounded, the source read exactly (see `roulette_images.render`).
+
+        InputError for a scene that has no image (see `check`).
+        """
         from lenslib.roulette_images import render
 
+        self.check(params)
         return render(self, params)
 
     def sample(

@@ -12,6 +12,7 @@ binomial weights. A round lens leaves one monomial of each, hence the closed for
 pure and differentiable.
 """
 
+import math
 from fractions import Fraction
 from functools import lru_cache
 from math import comb, factorial
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from lenslib.errors import InputError
 
-# of a power series; m! for m above it is no number in double precision
-MAX_ORDER = 170
+# of a power series, whose terms are divided by (m + 1)!: 171! is no number in double precision
+MAX_ORDER = 169
+# how much larger than their sum the terms of an ellipsoid's series may be: as many digits as double precision has
+_LARGEST_TERMS = 1e15
 # in the solution for the image of a source behind an elliptical lens
 _STEPS = 60
 
@@ -35,6 +38,12 @@ def check_order(order: int) -> None:
         )
 
 
+def _check_terms(terms: int) -> None:
+    check_order(terms)
+    if terms < 1:
+        raise InputError(f"a series needs at least 1 term, not {terms}")
+
+
 def indices(order: int) -> list[tuple[int, int]]:
     """All (m, s) of amplitudes up to an order: m + s odd, s at most m + 1."""
     return [(m, s) for m in range(order + 1) for s in range((m + 1) % 2, m + 2, 2)]
@@ -44,7 +53,8 @@ def sis_amplitudes(einstein_radius: Tensor, x: Tensor, y: Tensor, order: int) ->
     """Amplitudes of the singular isothermal sphere psi = R_E |xi| at (x, y).
 
     A = -c R_E C(m + 1, k) (1/2)_k (1/2)_(k + s) |xi|^-m e^(i s arg xi), (a)_k the falling factorial. All [n], lens
-    plane. InputError for a bad order, the lens's own centre, and amplitudes that double precision does not hold.
+    plane. InputError for a bad order, the lens's own centre, places that are no numbers, and amplitudes that double
+    precision does not hold.
     """
     return _round_amplitudes(einstein_radius, x, y, order, _sis_coefficients, power=0)
 
@@ -73,6 +83,8 @@ def _round_amplitudes(strength, x, y, order, coefficients, power):
 
 
 def _polar(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if not (torch.isfinite(x) & torch.isfinite(y)).all():
+        raise InputError("there are no amplitudes at a place that is not a finite number")
     if ((x == 0) & (y == 0)).any():
         raise InputError("there are no amplitudes at the centre of the lens, where its potential has no derivatives")
     return torch.hypot(x, y), torch.atan2(y, x)
@@ -107,12 +119,24 @@ def sie_amplitudes(
 
     By recursion: d dbar psi = R_E sqrt(f) / (4 sqrt(Q)) with the quadratic form Q, whose power -1/2 has Taylor
     coefficients that follow from Q dG = -G dQ / 2; the pure derivatives follow from d psi being of degree 0.
+    InputError for an axis ratio outside (0, 1), and for a lens so flat that double precision cannot hold the order:
+    with w and its conjugate taken for independent, sqrt(Q) has branch points at |w| = sqrt(Q(xi)), so that halfway to
+    the lens the terms are larger than their sum by (|xi| / 2 sqrt(Q(xi)))^order.
     """
     check_order(order)
     radius, angle = _polar(x, y)
+    if not ((axis_ratio > 0) & (axis_ratio < 1)).all():
+        raise InputError("the axis ratio of an ellipsoid must lie between 0 and 1, without the ends")
     turn = torch.deg2rad(orientation)
     # in units of |xi| and in axes of the lens
     z = torch.polar(torch.ones_like(radius), angle - turn)
+    growth = float((0.5 / torch.sqrt(z.real**2 + axis_ratio**2 * z.imag**2)).detach().max())
+    if growth**order > _LARGEST_TERMS:
+        most = int(math.log(_LARGEST_TERMS) / math.log(growth))
+        raise InputError(
+            f"an ellipsoid of axis ratio {float(axis_ratio.min()):g} has no amplitudes of order {order} in double "
+            f"precision, whose terms cancel to the last digit: use at most {most}, or follow every ray (raytrace)"
+        )
     series = _inverse_root(z, axis_ratio, order)
     strength = einstein_radius * torch.sqrt(axis_ratio) / 4
     pull_x, pull_y = sie_deflection(einstein_radius, z.real, z.imag, axis_ratio, torch.zeros_like(turn))
@@ -185,8 +209,9 @@ def sis_roulette(b: Tensor, nu_x: Tensor, nu_y: Tensor, x: Tensor, y: Tensor, te
 
     With u = (x + iy) / nu the deflection is b nu/|nu| (1 + u) / |1 + u|, and 1 / |1 + u| generates the Legendre
     polynomials, |u|^m P_m(-cos arg u). So the series cut at order n is (their sum to n) + u (their sum to n - 1), in
-    real numbers and by their recurrence of three terms. Arguments broadcast.
+    real numbers and by their recurrence of three terms. Arguments broadcast. InputError for less than one term.
     """
+    _check_terms(terms)
     squared = nu_x**2 + nu_y**2
     real, imag = (x * nu_x + y * nu_y) / squared, (y * nu_x - x * nu_y) / squared
     size = real**2 + imag**2
@@ -259,6 +284,7 @@ def pm_roulette(b: Tensor, nu_x: Tensor, nu_y: Tensor, x: Tensor, y: Tensor, ter
     The deflection is b^2 / conj(p) = b^2 / conj(nu) sum v^m, v = -conj(u), a geometric series: cut at order n, without
     its term of order 0, it is v (1 - v^n) / (1 - v).
     """
+    _check_terms(terms)
     squared = nu_x**2 + nu_y**2
     real, imag = -(x * nu_x + y * nu_y) / squared, (y * nu_x - x * nu_y) / squared
     power_real, power_imag = _power(real, imag, terms)

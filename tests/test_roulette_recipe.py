@@ -247,6 +247,26 @@ def test_impossible_scenes_are_refused_in_one_line(changes, named):
     assert "\n" not in str(refused.value)
 
 
+def test_a_source_that_reaches_the_mask_is_not_drawn():
+    wide = load_recipe("roulette_sis", SMALL | {"sampling.largest_sigma": [40, 0, 0.3]})
+    with pytest.raises(InputError, match="outside the ring"):
+        wide.sample(32)
+    batch = load_recipe("roulette_sis", SMALL).sample(2)
+    with pytest.raises(InputError, match="sigma1 must be above 0"):
+        load_recipe("roulette_sis", SMALL).render(batch.params | {"sigma1": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("profile", ["sis", "pm", "sie"])
+def test_a_series_without_a_mask_is_a_picture_of_numbers(profile):
+    # the region of an ellipsoid is smaller than the thesis's formula for sources takes it to be
+    far = dict.fromkeys(("sampling.radius", "sampling.radius_again"), [55, 60])
+    oval = far | {"sampling.axis_ratio": [0.6, 0.9], "sampling.largest_sigma": [5, 0, 0]}
+    ghostly = {"lens.profile": profile, "instrument.masked": False} | (oval if profile == "sie" else {})
+    images = load_recipe("roulette_sis", SMALL | ghostly).sample(8).images
+    assert torch.isfinite(images).all()
+    assert (images.amax((1, 2, 3)) > 100).all()
+
+
 def test_a_parameter_that_is_missing_is_named():
     params = {name: torch.tensor([value]) for name, value in GOOD.items() if name != "theta"}
     with pytest.raises(InputError, match="lack theta"):
@@ -256,6 +276,8 @@ def test_a_parameter_that_is_missing_is_named():
 def test_images_of_the_wrong_size_or_without_light_are_refused():
     with pytest.raises(InputError, match="all zero"):
         centre_of_light(torch.zeros(8, 8))
+    with pytest.raises(InputError, match="not finite"):
+        centre_of_light(torch.full((8, 8), float("nan")))
     with pytest.raises(InputError, match="shape"):
         centre_of_light(torch.ones(1, 8, 8))
     with pytest.raises(InputError, match="crop 9 x 9 pixels out of 8 x 8"):

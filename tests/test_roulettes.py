@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from lenslib import roulettes
 from lenslib.errors import InputError
-from lenslib.roulettes import indices, pm_amplitudes, roulette_map, sie_amplitudes, sis_amplitudes
+from lenslib.roulettes import (
+    MAX_ORDER,
+    indices,
+    pm_amplitudes,
+    pm_roulette,
+    roulette_map,
+    sie_amplitudes,
+    sie_deflection,
+    sis_amplitudes,
+    sis_roulette,
+)
 
 ORDER = 50
 CLOSED = {"sis": sis_amplitudes, "pm": pm_amplitudes}
@@ -305,9 +315,59 @@ def test_an_order_that_double_precision_does_not_hold_is_refused(order):
 
 
 def test_the_highest_order_is_a_number_and_too_large_an_amplitude_is_refused():
-    assert torch.isfinite(torch.view_as_real(pm_amplitudes(*one(20.0, 37.0, -21.0), 170))).all()
+    highest = pm_amplitudes(*one(20.0, 37.0, -21.0), MAX_ORDER)
+    assert torch.isfinite(torch.view_as_real(highest)).all()
+    x, y = (torch.tensor([[value]], dtype=torch.float64) for value in (8.0, 5.0))
+    by_series = pm_roulette(*one(20.0, 37.0, -21.0), x, y, MAX_ORDER)
+    torch.testing.assert_close([part[0] for part in roulette_map(highest, x, y)], list(by_series))
+    with pytest.raises(InputError, match="from 0 to 169"):
+        pm_amplitudes(*one(20.0, 37.0, -21.0), MAX_ORDER + 1)
     with pytest.raises(InputError, match="larger than double precision holds"):
-        pm_amplitudes(*one(20.0, 0.01, 0.0), 170)
+        pm_amplitudes(*one(20.0, 0.01, 0.0), MAX_ORDER)
+
+
+@pytest.mark.parametrize("axis_ratio", [0.1, 0.15, 0.2, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("from_axis", [0.0, 20.0, 45.0])
+def test_an_ellipsoids_map_is_right_to_the_order_that_is_allowed(axis_ratio, from_axis):
+    """Halfway to the lens, against rays that are followed, whatever the direction of the image."""
+    radius, orientation, flat = 60.0, 40.0, torch.tensor([axis_ratio], dtype=torch.float64)
+    along = np.deg2rad(orientation + 90 - from_axis)
+    place = [radius * wave for wave in (np.cos(along), np.sin(along))]
+    turn = torch.tensor([orientation], dtype=torch.float64)
+    for order in range(MAX_ORDER, 4, -5):
+        try:
+            amplitudes = sie_amplitudes(*one(20.0, *place), order, flat, turn)
+            break
+        except InputError:
+            continue
+    else:
+        pytest.fail("no order is allowed")
+    angle = torch.arange(0, 2 * np.pi, 0.1, dtype=torch.float64)[None, :]
+    # within half of the region where it converges, and half of the way to the lens
+    cos, sin = torch.cos(angle - np.deg2rad(orientation)), torch.sin(angle - np.deg2rad(orientation))
+    nu = radius * np.cos(along - np.deg2rad(orientation)), radius * np.sin(along - np.deg2rad(orientation))
+    reach = torch.sqrt((nu[0] ** 2 + axis_ratio**2 * nu[1] ** 2) / (cos**2 + axis_ratio**2 * sin**2))
+    reach = reach.clamp(max=radius) / 2
+    x, y = reach * torch.cos(angle), reach * torch.sin(angle)
+    at_x, at_y = roulette_map(amplitudes, x, y)
+    far = sie_deflection(torch.tensor(20.0).double(), x + place[0], y + place[1], flat, turn)
+    near = sie_deflection(*one(20.0, *place), flat, turn)
+    left_out = 20.0 * 0.5**order * order
+    assert float((at_x[0] - (x - far[0] + near[0])).abs().max()) < 0.1 + left_out
+    assert float((at_y[0] - (y - far[1] + near[1])).abs().max()) < 0.1 + left_out
+
+
+@pytest.mark.parametrize("axis_ratio", [0.0, 1.0, 1.5, -1.0, float("nan")])
+def test_an_axis_ratio_that_is_none_is_refused(axis_ratio):
+    with pytest.raises(InputError, match="between 0 and 1"):
+        sie_amplitudes(*one(20.0, 30.0, 10.0), 5, *one(axis_ratio, 20.0))
+
+
+@pytest.mark.parametrize("series", [sis_roulette, pm_roulette])
+@pytest.mark.parametrize("terms", [0, -3, 2.5])
+def test_a_series_has_a_term(series, terms):
+    with pytest.raises(InputError, match="term|order"):
+        series(*one(20.0, 30.0, 10.0), *one(1.0, 1.0), terms)
 
 
 def test_there_is_nothing_to_expand_about_at_the_centre():
