@@ -30,7 +30,7 @@ from lenslib.simulate import _render, _scene
 # of rounding to whole numbers, when what is rounded spans several of them
 ROUNDING_VARIANCE = 1 / 12
 # a singular value below this, of columns of norm one, is zero but for rounding: those of exact degeneracies come out
-# at 1e-15 or less, and the weakest real ones, of lenses that hardly pull, at 1e-9
+# at 1e-14 or less, and the weakest real ones, of lenses that hardly pull, near 1e-8
 _NULL = 1e-10
 # of derivatives of norm one
 _ROUNDING = 1e-13
@@ -133,8 +133,7 @@ class Fisher:
         null = values < _NULL
         inverse = torch.where(null, 0, 1 / values.clamp(min=_NULL))
         # rounding turns a null direction towards the others, the more the weaker these are seen
-        explained = _ROUNDING * inverse.norm(dim=1, keepdim=True)
-        free = (vectors * null[:, None, :]).norm(dim=2) > explained
+        free = (vectors * null[:, None, :]).norm(dim=2) > _ROUNDING * inverse.norm(dim=1, keepdim=True)
         root = vectors * inverse[:, None, :] / scale[:, :, None]
         return root, free, names
 
