@@ -7,7 +7,8 @@ information.null_directions()             # "chi and einstein_radius together"
 The matrix is F = J^T V^-1 J with the derivatives J of the noise-free image by forward-mode differentiation through the
 simulator, and the variance V of each pixel's noise. That is all the information of Gaussian noise of known variance;
 of photon noise it leaves out what the variance itself tells, little where a pixel has tens of counts. A matrix is
-local: it does not see that two distant sets of parameters give one image.
+local: it does not see that two distant sets of parameters give one image. Nothing is computed from F itself, whose
+condition is the square of that of V^-1/2 J, but from the triangular factor R of the latter: F = R^T R.
 """
 
 import warnings
@@ -28,8 +29,13 @@ from lenslib.simulate import _render, _scene
 
 # of rounding to whole numbers, when what is rounded spans several of them
 ROUNDING_VARIANCE = 1 / 12
-# an eigenvalue of the scaled matrix below this is zero but for rounding
-_NULL = 1e-11
+# a singular value below this, of columns of norm one, is zero but for rounding: those of exact degeneracies come out
+# at 1e-14 or less, and the weakest real ones, of lenses that hardly pull, near 1e-8
+_NULL = 1e-10
+# of derivatives of norm one
+_ROUNDING = 1e-13
+# a change of one unit that moves the whole image by less than this share of its noise moves nothing but by rounding
+_STILL = 1e-10
 # images whose derivatives are taken at once
 _AT_ONCE = 8
 # pixels of a roulette's image at once, so that all their derivatives stay in a processor's cache
@@ -43,101 +49,110 @@ _NOT_OF_THE_IMAGE = {"theta_E", "mass_fraction", "background_rms", "exposure_tim
 
 
 class UnobservableWarning(UserWarning):
-    """A target that the images of a recipe do not show."""
+    """A target that the images of a recipe do not show, or of which they show two values."""
 
 
 @dataclass(frozen=True)
 class NullDirection:
-    """A change of parameters that an image does not show, to first order; `steps` maps names to amounts, the largest
-    share of its parameter's scale first."""
+    """A change of parameters that an image does not show, to first order; `steps` maps names to amounts."""
 
     steps: dict[str, float]
 
     @property
     def words(self) -> str:
-        names = list(self.steps)
-        if len(names) == 1:
-            return f"{names[0]} alone"
-        return f"{', '.join(names[:-1])} and {names[-1]} together"
+        *names, last = self.steps
+        return f"{', '.join(names)} and {last} together" if names else f"{last} alone"
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """Fisher matrices of n images: names of the k parameters, their values [n, k], `matrix` [n, k, k], all float64."""
+    """Information of n images: names of the k parameters, their values [n, k] and upper triangular factors R [n, k, k]
+    of the Fisher matrices R^T R, all float64, in the units of the parameters.
+
+    `known` is a name or names of parameters known beside the image; all that take it raise InputError for others.
+    """
 
     names: tuple[str, ...]
     values: Tensor
-    matrix: Tensor
+    factor: Tensor
+
+    @property
+    def matrix(self) -> Tensor:
+        """Fisher matrices [n, k, k]."""
+        return self.factor.transpose(1, 2) @ self.factor
 
     def bound(self, known: Iterable[str] = (), prior: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """The Cramer-Rao bound [n] of every parameter that is not `known`: infinite for what an image does not show.
 
         `prior` maps names to the standard deviations of what is known beside the image.
         """
-        covariance, free, names = self._covariance(known, prior or {})
-        bounds = covariance.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        bounds = torch.where(free, torch.inf, bounds)
+        root, free, names = self._root(known, prior or {})
+        bounds = torch.where(free, torch.inf, root.norm(dim=2))
         return {name: bounds[:, k] for k, name in enumerate(names)}
 
     def correlation(self, known: Iterable[str] = (), prior: Mapping[str, float] | None = None) -> Tensor:
         """Correlations [n, k, k] of the best estimates of what is not `known`; nan with what an image does not show."""
-        covariance, free, _ = self._covariance(known, prior or {})
-        deviations = covariance.diagonal(dim1=1, dim2=2).sqrt()
-        found = covariance / (deviations[:, :, None] * deviations[:, None, :])
-        return torch.where(free[:, :, None] | free[:, None, :], torch.nan, found)
+        root, free, _ = self._root(known, prior or {})
+        root = root / root.norm(dim=2, keepdim=True)
+        return torch.where(free[:, :, None] | free[:, None, :], torch.nan, root @ root.transpose(1, 2))
 
     def null_directions(self, image: int = 0, known: Iterable[str] = ()) -> list[NullDirection]:
         """Independent changes of parameters that image number `image` does not show, each of as few as can be."""
         keep, names = self._keep(known)
-        values, vectors, scale = _eigen(self.matrix[image][keep][:, keep][None])
-        null = vectors[0][:, values[0] < _NULL]
+        values, vectors, scale = _singular(self.factor[image][:, keep][None])
         found = []
-        for column in _sparse(null).T:
-            step = {name: float(part / unit) for name, part, unit in zip(names, column, scale[0], strict=True)}
-            largest = float(column.abs().max())
-            kept = [name for name, part in zip(names, column, strict=True) if abs(float(part)) > 1e-3 * largest]
-            found.append(NullDirection({name: step[name] for name in kept}))
+        for column in _sparse(vectors[0][:, values[0] < _NULL]).T:
+            steps, least = zip(names, column.tolist(), scale[0].tolist(), strict=True), 1e-3 * column.abs().max()
+            found.append(NullDirection({name: part / unit for name, part, unit in steps if abs(part) > least}))
         return found
 
     def rank(self, known: Iterable[str] = ()) -> Tensor:
         """Ranks [n], rounding apart."""
-        keep, _ = self._keep(known)
-        values, _, _ = _eigen(self.matrix[:, keep][:, :, keep])
+        values, _, _ = _singular(self.factor[:, :, self._keep(known)[0]])
         return (values >= _NULL).sum(1)
 
     def _keep(self, known) -> tuple[list[int], list[str]]:
+        known = _listed(known)
         for name in known:
             if name not in self.names:
                 raise unknown("parameter", name, self.names)
-        keep = [k for k, name in enumerate(self.names) if name not in set(known)]
-        return keep, [self.names[k] for k in keep]
+        names = [name for name in self.names if name not in known]
+        return [self.names.index(name) for name in names], names
 
-    def _covariance(self, known, prior) -> tuple[Tensor, Tensor, list[str]]:
+    def _root(self, known, prior) -> tuple[Tensor, Tensor, list[str]]:
+        """B [n, k, k] of the covariances B B^T of best estimates of what is seen, what is not [n, k], and names."""
         keep, names = self._keep(known)
-        matrix = self.matrix[:, keep][:, :, keep].clone()
-        for name, deviation in prior.items():
+        told = self.factor.new_zeros(len(self.factor), len(prior), len(names))
+        for row, (name, deviation) in enumerate(prior.items()):
             if name not in names:
                 raise unknown("parameter", name, names)
             if not deviation > 0:
                 raise InputError(f"the prior of {name} needs a standard deviation above 0, not {deviation!r}")
-            matrix[:, names.index(name), names.index(name)] += deviation**-2
-        values, vectors, scale = _eigen(matrix)
+            told[:, row, names.index(name)] = 1 / deviation
+        values, vectors, scale = _singular(torch.cat([self.factor[:, :, keep], told], 1))
         null = values < _NULL
         inverse = torch.where(null, 0, 1 / values.clamp(min=_NULL))
-        covariance = (vectors * inverse[:, None, :]) @ vectors.transpose(1, 2) / (scale[:, :, None] * scale[:, None, :])
-        # what has a part in any null direction is free
-        free = ((vectors**2) * null[:, None, :]).sum(2) > 1e-6
-        return covariance, free, names
+        # rounding turns a null direction towards the others, the more the weaker these are seen
+        free = (vectors * null[:, None, :]).norm(dim=2) > _ROUNDING * inverse.norm(dim=1, keepdim=True)
+        root = vectors * inverse[:, None, :] / scale[:, :, None]
+        return root, free, names
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and vectors of matrices [n, k, k] scaled to a diagonal of ones (or zeros), and the scales [n, k]."""
-    diagonal = matrix.diagonal(dim1=1, dim2=2)
-    # a parameter that moves no pixel by more than rounding has no scale of its own
-    scale = torch.where(diagonal > 1e-20, diagonal, 1).sqrt()
-    scaled = torch.where(diagonal > 1e-20, 1.0, 0.0)
-    scaled = scaled[:, :, None] * matrix / (scale[:, :, None] * scale[:, None, :]) * scaled[:, None, :]
-    return *torch.linalg.eigh(scaled), scale
+def _listed(names) -> tuple[str, ...]:
+    """Names, of which one may come alone."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _singular(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values [n, k] and right vectors [n, k, k] (columns) of factors [n, m, k] with columns of norm one (or
+    of zeros), and the norms [n, k]."""
+    scale = factor.norm(dim=1)
+    # what moves no pixel by more than rounding has no scale of its own
+    still = scale <= _STILL
+    scale = scale.masked_fill(still, 1)
+    scaled = (factor / scale[:, None]).masked_fill(still[:, None], 0)
+    _, values, vectors = torch.linalg.svd(scaled, full_matrices=False)
+    return values, vectors.transpose(1, 2), scale
 
 
 def _sparse(null: Tensor) -> Tensor:
@@ -173,16 +188,15 @@ def fisher(
 
     `params` as in `Batch.params` ([n] each), `points` as in `Batch.substructure`, which is held fixed; `names` are the
     parameters that are not known (by default all of `parameters`). All is done in double precision.
-    Raises InputError for an unknown name, a scene that has no image, and a recipe without noise, of whose images
-    everything could be told.
+    Raises InputError for no names or an unknown one, params of unequal lengths, a scene that has no image, and a recipe
+    without noise, of whose images everything could be told.
     """
     model = _Model(recipe, params, names, points)
-    matrices = []
+    factors = []
     for part in range(0, model.count, _AT_ONCE):
         _, slopes, deviation = model.derivatives(slice(part, part + _AT_ONCE))
-        white = slopes / deviation[:, None]
-        matrices.append(white @ white.transpose(1, 2))
-    return Fisher(model.names, model.values, torch.cat(matrices))
+        factors.append(torch.linalg.qr((slopes / deviation[:, None]).mT, mode="r").R)
+    return Fisher(model.names, model.values, torch.cat(factors))
 
 
 def refit(
@@ -195,50 +209,80 @@ def refit(
 ) -> dict[str, Tensor]:
     """Maximum-likelihood estimates [n] from images [n, c, h, w] in flux (or grey levels), by Gauss-Newton steps from
     `params` with Gaussian noise of the variance of the image there. Raises what `fisher` raises, and InputError for
-    images of the wrong shape and directions that the images do not show."""
+    images of the wrong shape, that are dark or not finite, and directions that the images do not show."""
     model = _Model(recipe, params, names, points)
-    data = images.double().flatten(1)
-    if len(data) != model.count:
-        raise InputError(f"{len(data)} images and {model.count} scenes to start from: give one for each")
-    found = []
+    data = _data(recipe, images, model.count)
+    found, count = [], len(model.names)
     for part in range(0, model.count, _AT_ONCE):
         rows = slice(part, part + _AT_ONCE)
         values = model.values[rows].clone()
         for _ in range(steps):
             mean, slopes, deviation = model.derivatives(rows, values)
-            if mean.shape != data[rows].shape:
-                raise InputError(f"images have {data.shape[1]} pixels, and those of {recipe.name} {mean.shape[1]}")
-            white, rest = slopes / deviation[:, None], (data[rows] - mean) / deviation
-            matrix = white @ white.transpose(1, 2)
-            if (Fisher(model.names, values, matrix).rank() < len(model.names)).any():
+            # with the data as one more column, its entries are its parts along the others
+            columns = torch.cat([slopes, (data[rows] - mean)[:, None]], 1) / deviation[:, None]
+            factor = torch.linalg.qr(columns.mT, mode="r").R
+            slopes, rest = factor[:, :count, :count], factor[:, :count, count:]
+            if (Fisher(model.names, values, slopes).rank() < count).any():
                 raise InputError("the images do not show all that is to be fitted: leave out some of the names")
-            values = values + torch.linalg.solve(matrix, (white @ rest[:, :, None])[..., 0])
+            values = values + torch.linalg.solve_triangular(slopes, rest, upper=True)[..., 0]
         found.append(values)
     return dict(zip(model.names, torch.cat(found).T, strict=True))
 
 
-def check_targets(recipe, targets: Iterable[str], count: int = 16, seed: int = 0) -> dict[str, float]:
+def _data(recipe, images, count: int) -> Tensor:
+    """Images as [n, p], float64; InputError, which names the image, for what no fit could use."""
+    data = torch.as_tensor(images).double()
+    shape = [count, recipe.channels, recipe.instrument.pixels, recipe.instrument.pixels]
+    if list(data.shape) != shape:
+        raise InputError(f"images have the shape {list(data.shape)}, and one for each scene of {recipe.name} {shape}")
+    data = data.flatten(1)
+    bad = ~data.isfinite().all(1) | ~data.any(1)
+    if bad.any():
+        raise InputError(f"image {int(bad.nonzero()[0])} is zero everywhere or not finite: there is nothing to fit")
+    return data
+
+
+def check_targets(
+    recipe, targets: Iterable[str], count: int = 16, seed: int = 0, known: Iterable[str] = ()
+) -> dict[str, float]:
     """Shares of `count` images of a recipe that do not show each of `targets`, those left out that all show.
 
-    An `UnobservableWarning` names them and what they go with. InputError for a name that the recipe does not have.
+    What the recipe never varies is known, and what `known` names. An `UnobservableWarning` names the targets and what
+    they go with, and those of which each image has two sets. InputError for a name that the recipe does not have.
     """
+    targets, known = _listed(targets), _listed(known)
     batch = recipe.sample(count, seed, noise=False)
     information = fisher(recipe, batch.params, points=batch.substructure or None)
-    shares, partners = {}, {}
-    bounds = information.bound()
-    for target in targets:
-        if target not in bounds:
-            raise unknown("target", target, information.names)
-        share = float(torch.isinf(bounds[target]).double().mean())
-        if share:
-            shares[target] = share
-            first = int(torch.isinf(bounds[target]).nonzero()[0, 0])
-            words = [part.words for part in information.null_directions(first) if target in part.steps]
-            partners[target] = words[0] if words else target
-    if shares:
-        said = ", ".join(f"{name} ({share:.0%} of them: {partners[name]})" for name, share in shares.items())
-        warnings.warn(f"images of {recipe.name} do not show {said}", UnobservableWarning, stacklevel=2)
+    for name in (*targets, *known):
+        if name not in information.names:
+            raise unknown("target" if name in targets else "parameter", name, information.names)
+    drawn = recipe.draw(seed, 0) if recipe.kind == "roulette" else recipe.draw(seed, 0)[1]
+    # of a whole chunk, because a few scenes can agree by chance
+    known += tuple(name for name in information.names if name in drawn and (drawn[name] == drawn[name][0]).all())
+    hidden = {name: torch.isinf(bound) for name, bound in information.bound(known).items()}
+    shares = {name: float(hidden[name].double().mean()) for name in targets if name in hidden and hidden[name].any()}
+    said = []
+    for name, share in shares.items():
+        nulls = information.null_directions(int(hidden[name].nonzero()[0, 0]), known)
+        partners = next((null.words for null in nulls if name in null.steps), name)
+        said.append(f"{name} ({share:.0%} of them: {partners})")
+    said = [f"images of {recipe.name} do not show {', '.join(said)}"] if said else []
+    if _two_labels(recipe, set(targets), set(known)):
+        said.append(
+            f"each image of {recipe.name} has two labels, (sigma1, sigma2, theta) and (sigma2, sigma1, theta + 90), "
+            "unless the targets keep sigma1 >= sigma2"
+        )
+    if said:
+        warnings.warn("; ".join(said), UnobservableWarning, stacklevel=2)
     return shares
+
+
+def _two_labels(recipe, targets: set[str], known: set[str]) -> bool:
+    """Whether a recipe draws the axes of a source in either order, a quarter turn apart, and none of this is known."""
+    names = {"sigma1", "sigma2", "theta"}
+    if recipe.kind != "roulette" or recipe.sampling.source == "round" or names & known:
+        return False
+    return bool(names & targets) and recipe.sampling.theta[1] - recipe.sampling.theta[0] >= 90
 
 
 class _Model:
@@ -246,11 +290,18 @@ class _Model:
 
     def __init__(self, recipe, params, names, points):
         self.recipe = recipe
-        self.fixed = {name: value.double() for name, value in params.items() if value.is_floating_point()}
+        given = {name: torch.as_tensor(value) for name, value in params.items()}
+        self.fixed = {name: value.double() for name, value in given.items() if value.is_floating_point()}
         if not self.fixed:
             raise InputError("no parameters: give those of a Batch")
+        shapes = {tuple(value.shape) for value in self.fixed.values()}
+        if len(shapes) > 1 or len(shape := shapes.pop()) != 1 or not shape[0]:
+            said = ", ".join(f"{name} {list(value.shape)}" for name, value in self.fixed.items())
+            raise InputError(f"parameters need one value for each of n scenes, not the shapes {said}")
         known = parameters(recipe, self.fixed)
-        self.names = tuple(names if names is not None else known)
+        self.names = _listed(names) if names is not None else known
+        if not self.names:
+            raise InputError(f"no names of parameters: give some of {', '.join(known)}")
         for name in self.names:
             if name not in self.fixed or name in _NOT_OF_THE_IMAGE:
                 raise unknown("parameter", name, known)
@@ -278,7 +329,11 @@ class _Model:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
             found = _derivatives(self.recipe, self.names, values[order], fixed, points)
-        return tuple(part[: len(values)] for part in found)
+        found = tuple(part[: len(values)] for part in found)
+        bad = ~found[1].isfinite().flatten(1).all(1)
+        if bad.any():
+            raise InputError(f"the derivatives of image {rows.start + int(bad.nonzero()[0])} are not finite numbers")
+        return found
 
 
 @lru_cache
@@ -305,11 +360,9 @@ def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
 def _derivatives(recipe, names, values, fixed, points) -> tuple[Tensor, Tensor, Tensor]:
     """Images [n, p], derivatives [n, k, p] and deviations [n, p], in the units of the instrument."""
     if recipe.kind == "roulette":
-        scenes = [{name: value[i : i + 1] for name, value in fixed.items()} for i in range(len(values))]
-        parts = [_roulette_slopes(recipe, names, one, scene) for one, scene in zip(values, scenes, strict=True)]
-        flat = torch.stack(parts, 1)
-        variance = recipe.instrument.noise_sd**2 + ROUNDING_VARIANCE
-        deviation = torch.full_like(flat[0], variance**0.5)
+        scenes = [{name: value[k : k + 1] for name, value in fixed.items()} for k in range(len(values))]
+        flat = torch.stack([_roulette_slopes(recipe, names, *one) for one in zip(values, scenes, strict=True)], 1)
+        deviation = torch.full_like(flat[0], (recipe.instrument.noise_sd**2 + ROUNDING_VARIANCE) ** 0.5)
     else:
         light, blur = _kernels()
         found = light(recipe, names, values, fixed, points)
@@ -319,7 +372,8 @@ def _derivatives(recipe, names, values, fixed, points) -> tuple[Tensor, Tensor, 
             for channel, psf in zip(found.unbind(2), recipe.psfs(), strict=True)
         ]
         found = torch.stack(channels, 2)
-        deviation = _deviation(recipe, found[0], fixed)
+        # never quite zero
+        deviation = recipe.instrument.noise.deviation(found[0], fixed).clamp(min=1e-12)
         if recipe.instrument.divide_by_peak:
             found, deviation = _over_peak(found, deviation)
         flat, deviation = found.flatten(2), deviation.flatten(1)
@@ -338,23 +392,13 @@ def _roulette_slopes(recipe, names, values, fixed) -> Tensor:
         at_x, at_y = x.flatten()[tile][None, None], y.flatten()[tile][None, None]
 
         def bright(given, at_x=at_x, at_y=at_y):
-            params = {
-                name: value[:, None, None]
-                for name, value in (fixed | dict(zip(names, given[:, None], strict=True))).items()
-            }
-            return roulette_light(recipe, params, at_x + params.get("centre_x", 0), at_y + params.get("centre_y", 0))[
-                0, 0
-            ]
+            given = fixed | dict(zip(names, given, strict=True))
+            planes = {name: value.reshape(1, 1, 1) for name, value in given.items()}
+            at_x, at_y = at_x + planes.get("centre_x", 0), at_y + planes.get("centre_y", 0)
+            return roulette_light(recipe, planes, at_x, at_y)[0, 0]
 
-        found[1:, tile] = torch.func.vmap(lambda step, bright=bright: torch.func.jvp(bright, (values,), (step,))[1])(
-            steps
-        )
+        found[1:, tile] = torch.func.vmap(lambda step, of=bright: torch.func.jvp(of, (values,), (step,))[1])(steps)
     return found
-
-
-def _deviation(recipe, images: Tensor, params) -> Tensor:
-    """Standard deviation of every pixel's noise, never quite zero."""
-    return recipe.instrument.noise.deviation(images, params).clamp(min=1e-12)
 
 
 def _over_peak(found: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:

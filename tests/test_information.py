@@ -121,6 +121,54 @@ def test_chi_and_the_einstein_radius_are_a_null_direction_and_the_only_one(name)
         torch.testing.assert_close(fixed[key], bound[key], rtol=1e-6, atol=0)
 
 
+def _columns(recipe, params, names):
+    """Whitened derivatives [p, k] of the rendered image by differences of eighth order, numpy."""
+    steps = {"einstein_radius": 0.1, "theta": 2.0}
+    weights = {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
+    columns = []
+    for key in names:
+        step, found = steps.get(key, 0.2), 0
+        for k, weight in weights.items():
+            ahead, behind = (recipe.render(params | {key: params[key] + s * k * step}) for s in (1, -1))
+            found = found + weight * (ahead - behind) / step
+        columns.append(found.flatten().numpy() / math.sqrt(ROUNDING_VARIANCE))
+    return np.stack(columns, 1)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        {"x": 199.0, "y": 20.0, "einstein_radius": 5.0, "centre_x": 209.0, "centre_y": 21.0},
+        {"x": 150.0, "y": 20.0, "einstein_radius": 0.01, "centre_x": 150.0, "centre_y": 20.0},
+    ],
+    ids=["far", "faint"],
+)
+def test_what_is_barely_seen_is_seen(scene):
+    """A lens that hardly bends: the bound is that of the singular values of the derivatives, which no product of the
+    derivatives with themselves has to double precision."""
+    recipe = load_recipe("roulette_sis", {"instrument.pixels": 96})
+    params = one(sigma1=6.0, sigma2=5.0, **scene)
+    information = fisher(recipe, params)
+    names = [name for name in information.names if name != "chi"]
+    assert int(information.rank()) == int(information.rank(known="chi")) == len(names)
+    assert [null.words for null in information.null_directions()] == ["chi and einstein_radius together"]
+    columns = _columns(recipe, params, names)
+    norms = np.linalg.norm(columns, axis=0)
+    _, values, vectors = np.linalg.svd(columns / norms, full_matrices=False)
+    expected = np.linalg.norm(vectors.T / values, axis=1) / norms
+    bound = information.bound(known="chi")
+    for name, value in zip(names, expected, strict=True):
+        assert float(bound[name]) == pytest.approx(value, rel=0.03), name
+    free = information.bound()
+    assert [name for name, value in free.items() if torch.isinf(value)] == ["chi", "einstein_radius"]
+
+
+def test_nothing_is_left_when_all_is_known():
+    information = fisher(*still("raytrace_sis"))
+    assert information.bound(known=information.names) == {}
+    assert int(information.rank(known=information.names)) == 0
+
+
 def test_what_is_known_of_chi_is_known_of_the_einstein_radius():
     """b = R_E / chi is seen: a share of chi is the same share of R_E."""
     recipe, params = still("raytrace_sis")
@@ -211,20 +259,58 @@ def test_refits_scatter_as_the_bound_says():
 
 
 def test_what_is_not_shown_is_named_in_a_warning():
-    recipe = load_recipe("raytrace_sis", {"instrument.pixels": 120})
+    recipe = load_recipe("raytrace_sis", {"instrument.pixels": 120, "sampling.chi": [40, 60]})
     with pytest.warns(UnobservableWarning, match="einstein_radius .100% of them: chi and einstein_radius together"):
         shares = check_targets(recipe, ["x", "einstein_radius"], count=2)
     assert shares == {"einstein_radius": 1.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check_targets(recipe, ["x", "y", "sigma1"], count=2) == {}
+        assert check_targets(recipe, ["x", "y"], count=2) == {}
+        assert check_targets(recipe, ["x", "einstein_radius"], count=2, known="chi") == {}
     round_sources = load_recipe("raytrace_sis", {"instrument.pixels": 120, "sampling.source": "round"})
     with pytest.warns(UnobservableWarning, match="theta .100% of them: theta alone"):
         check_targets(round_sources, ["theta"], count=2)
 
 
+@pytest.mark.parametrize("name", ROULETTES)
+def test_what_a_recipe_never_varies_is_known(name):
+    """Shipped recipes have chi 50 always."""
+    recipe = load_recipe(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        targets = [key for key in recipe.targets if key not in ("sigma1", "sigma2", "theta")]
+        assert check_targets(recipe, targets, count=1) == {}
+
+
+def test_two_labels_of_one_image_are_named_in_a_warning():
+    small = {"instrument.pixels": 120}
+    for theta, targets, known, warns in [
+        ([0, 179], ["sigma1"], (), True),
+        ([0, 90], ["theta"], (), True),
+        ([0, 89], ["sigma1", "sigma2", "theta"], (), False),
+        ([0, 179], ["sigma1", "theta"], ["sigma2"], False),
+    ]:
+        recipe = load_recipe("roulette_sis", small | {"sampling.theta": theta})
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert check_targets(recipe, targets, count=1, known=known) == {}
+        said = [str(one.message) for one in said if one.category is UnobservableWarning]
+        assert len(said) == warns
+        assert all("has two labels" in words and "unless the targets keep sigma1 >= sigma2" in words for words in said)
+
+
+def test_arrays_and_single_names_do():
+    recipe, params = still("raytrace_sis")
+    expected = fisher(recipe, params, ["x", "chi"])
+    found = fisher(recipe, {name: value.numpy() for name, value in params.items()}, ["x", "chi"])
+    assert torch.equal(found.factor, expected.factor)
+    assert list(expected.bound(known="chi")) == ["x"]
+    assert fisher(recipe, params, "x").names == ("x",)
+
+
 def test_bad_input_is_one_line(lenses):
     recipe, params = still("raytrace_sis")
+    dark = torch.zeros(1, 1, 96, 96)
     for message, call in {
         "unknown parameter 'sigma3'": lambda: fisher(recipe, params, ["sigma3"]),
         "sigma1 must be above 0": lambda: fisher(recipe, params | one(sigma1=0.0)),
@@ -233,8 +319,15 @@ def test_bad_input_is_one_line(lenses):
         "unknown parameter 'amp'": lambda: fisher(recipe, params).bound(known=["amp"]),
         "standard deviation above 0": lambda: fisher(recipe, params).bound(prior={"chi": 0.0}),
         "the images do not show all": lambda: refit(recipe, recipe.render(params), params),
-        "2 images and 1 scenes": lambda: refit(recipe, recipe.render(params).repeat(2, 1, 1, 1), params),
-        "images have 2304 pixels": lambda: refit(recipe, recipe.render(params)[..., ::2, ::2], params, ["x"]),
+        "have the shape .2, 1, 96, 96.": lambda: refit(recipe, recipe.render(params).repeat(2, 1, 1, 1), params),
+        "have the shape .1, 1, 48, 48.": lambda: refit(recipe, recipe.render(params)[..., ::2, ::2], params, ["x"]),
+        "have the shape .1, 1, 48, 192.": lambda: refit(recipe, dark.reshape(1, 1, 48, 192), params, ["x"]),
+        "image 0 is zero everywhere": lambda: refit(recipe, dark, params, ["x"]),
+        "image 0 is zero everywhere or not finite": lambda: refit(recipe, dark / 0, params, ["x"]),
+        "no names of parameters": lambda: fisher(recipe, params, []),
+        "for each of n scenes, not the shapes": lambda: fisher(recipe, params | {"x": params["x"].repeat(2)}),
+        "unknown parameter 'ch'": lambda: fisher(recipe, params).bound(known="ch"),
+        "unknown parameter 'kappa'": lambda: check_targets(recipe, ["x"], count=1, known=["kappa"]),
     }.items():
         with pytest.raises(InputError, match=message) as refused:
             call()
