@@ -6,6 +6,7 @@ second of 64 x 64 images with 14 parameters; with --refits, the scatter of maxim
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ def add_parser(commands) -> None:
     parser.add_argument("--matrices", type=int, default=64, help="Fisher matrices; 0: none")
     parser.add_argument("--refits", type=int, default=0, help="refits of each of five scenes; the bar is at 500")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--profile", default="laptop", help="first folder under results")
     parser.add_argument("--json", action="store_true")
 
 
@@ -50,12 +53,33 @@ def _bench(options) -> None:
         found["matrices"] = [matrices_per_second(options.matrices, options.seed)]
     if options.refits:
         found["refits"] = [row for name in FITTED for row in scatter(name, options.refits, options.seed)]
+    run = record_bench(options.results, options.profile, found, options)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found | {"record": str(run.folder)}, indent=1))
         return
     for rows in found.values():
         print_table(rows, False)
         print()
+    print(run.folder)
+
+
+def record_bench(results_folder, profile: str, found: dict[str, list[dict]], options):
+    """Write the run record: of each recipe its rate, its ratio to CosmoSim's and the share of pixels within 2 levels;
+    matrices a second; of each scene the least and the largest scatter of refits over the bound."""
+    from lenslib.records import run_folder, write_run
+
+    metrics = {}
+    for row in found["images"]:
+        kept = {name: row[name] for name in ("images_per_second", "ratio", "within_2") if row[name] != ""}
+        metrics |= {f"{row['recipe']}_{name}": value for name, value in kept.items()}
+    for row in found.get("matrices", []):
+        metrics["matrices_per_second"] = row["matrices_per_second"]
+    for scene in dict.fromkeys(row["scene"] for row in found.get("refits", [])):
+        ratios = [row["scatter_over_bound"] for row in found["refits"] if row["scene"] == scene]
+        metrics |= {f"{scene}_least_scatter": min(ratios), f"{scene}_largest_scatter": max(ratios)}
+    place = {"profile": profile, "task": "bench", "recipe": NAMES[0], "model": "roulettes", "seed": options.seed}
+    parameters = {name: getattr(options, name) for name in ("count", "cosmosim", "matrices", "refits")}
+    return write_run(run_folder(results_folder, **place), **place, parameters=parameters, metrics=metrics)
 
 
 def images_per_second(name: str, count: int, peers: int, seed: int = 0) -> dict:

@@ -9,7 +9,7 @@ from lenslib import bench
 from lenslib.bench_worker import _expose, _in_turn
 from lenslib.cli import main
 from lenslib.errors import InputError
-from lenslib.records import load_runs
+from lenslib.records import load_run, load_runs
 
 
 def test_all_simulators_draw_the_same_scenes(small_recipe, tmp_path, capsys, monkeypatch):
@@ -125,13 +125,14 @@ def test_the_peers_noise_has_the_moments_of_the_recipes(noise, mean, variance):
     assert abs(drawn.var() - variance) <= 5 * variance * np.sqrt(2 / drawn.size)
 
 
-def test_the_roulette_bench_shows_all_that_it_measures(capsys, monkeypatch):
+def test_the_roulette_bench_shows_and_records_all_that_it_measures(capsys, monkeypatch, tmp_path):
     from lenslib import bench_roulettes
     from lenslib.cli import main
 
     monkeypatch.setattr(bench_roulettes, "NAMES", ("raytrace_sis",))
     monkeypatch.setattr(bench_roulettes, "FITTED", {"deeplense_1": bench_roulettes.FITTED["deeplense_1"]})
     command = ["bench", "roulettes", "--count", "2", "--cosmosim", "0", "--matrices", "2", "--refits", "8", "--json"]
+    command += ["--results", str(tmp_path), "--profile", "test"]
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert stopped.value.code == 0
@@ -141,6 +142,10 @@ def test_the_roulette_bench_shows_all_that_it_measures(capsys, monkeypatch):
     assert len(found["refits"]) == 14
     # eight deviations say little: within a factor of three
     assert all(1 / 3 < row["scatter_over_bound"] < 3 for row in found["refits"])
+    metrics = load_run(found["record"]).metrics
+    assert metrics["raytrace_sis_images_per_second"] == pytest.approx(found["images"][0]["images_per_second"])
+    worst = max(row["scatter_over_bound"] for row in found["refits"])
+    assert metrics["deeplense_1_largest_scatter"] == pytest.approx(worst)
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "roulettes", "--count", "0"])
     assert stopped.value.code == 2
