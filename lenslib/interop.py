@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lenslib.errors import InputError
+from lenslib.optics import SOFTENING
 from lenslib.substructure import string_pieces
 
 # point masses that stand for a string
@@ -151,12 +152,18 @@ def lenstronomy_model(scene: Scene):
         # an Airy disc made of its eigenvectors dips below zero by a millionth of its peak
         warnings.filterwarnings("ignore", message=".*negative element")
         psf = PSF(**scene.kwargs_psf)
+
+    def light(names: list[str]):
+        # lenstronomy would flatten the innermost 1e-4 arcsec of a profile, where those of n above 1 have a cusp
+        kept = [{"smoothing": SOFTENING} if name == "SERSIC_ELLIPSE" else None for name in names]
+        return LightModel(names, profile_kwargs_list=kept)
+
     return ImageModel(
         PixelGrid(**grid),
         psf,
         lens_model_class=LensModel(scene.lens_model_list),
-        source_model_class=LightModel(scene.light_model_list),
-        lens_light_model_class=LightModel(scene.lens_light_model_list),
+        source_model_class=light(scene.light_model_list),
+        lens_light_model_class=light(scene.lens_light_model_list),
         kwargs_numerics={"supersampling_factor": 1},
     )
 

@@ -11,8 +11,9 @@ from lenslib import compilation, simulate
 from lenslib.errors import InputError
 from lenslib.instruments import DeepLenseNoise, NumpyNoise, PhotonNoise, TorchNoise
 from lenslib.interop import lenstronomy_image
+from lenslib.optics import macro_deflection, pixel_grid
 from lenslib.recipe import list_recipes, load_recipe
-from lenslib.simulate import sample_chunks
+from lenslib.simulate import render, sample_chunks
 
 SCENES_A_CLASS = 20
 
@@ -29,6 +30,23 @@ def clean_chunk(shipped_recipe):
 def _scenes_a_class(name: str, label_name: str) -> int:
     # what takes lenstronomy a second an image is shown on fewer: strings as a thousand masses, hundreds of halos
     return 5 if name == "deeplense_4" or (name.startswith("matched") and label_name == "vortex") else SCENES_A_CLASS
+
+
+def test_a_cusp_in_a_pixel_is_lenstronomys():
+    """A ray that all but meets the centre of a source of n = 1.8, whose brightness falls steeply from there."""
+    steep = {"value": 1.8}
+    recipe = load_recipe("matched_hst", {"source.n_sersic": steep, "instrument.psf": {"gaussians": [{"fwhm": 0.1}]}})
+    batch = recipe.sample(1, seed=0, noise=False)
+    params = {name: value.clone() for name, value in batch.params.items()}
+    x, y = pixel_grid(recipe.instrument.pixels, recipe.instrument.pixel_scale)
+    alpha = macro_deflection(params, x, y, recipe.lens.profile)
+    # 1e-5 arcsec beside the ray of one pixel of an arc
+    params["source_center_x"] = (x - alpha[0])[:, 50, 70] + 1e-5
+    params["source_center_y"] = (y - alpha[1])[:, 50, 70]
+    nothing = {name: torch.zeros_like(value) for name, value in batch.substructure.items()}
+    smooth = simulate.Batch(render(recipe, params), batch.labels, params, nothing, recipe)
+    theirs = lenstronomy_image(smooth.to_lenstronomy(0))
+    np.testing.assert_allclose(smooth.images[0, 0], theirs, rtol=0, atol=1e-3 * theirs.max())
 
 
 @pytest.mark.parametrize(
