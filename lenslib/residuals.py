@@ -36,7 +36,7 @@ def image_and_residual(
     smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
     fit = refine(recipe, images, noise_map(recipe, exposures, smoothed), templates.starts(images, starts))
     noise = noise_map(recipe, exposures, fit.model)
-    return torch.cat([images, images - fit.model], 1) / noise.repeat(1, 2, 1, 1), fit
+    return torch.cat([images, images - fit.model], 1) / noise, fit
 
 
 def write_residuals(data: DataSet, folder, templates: int = 16384, progress: bool = True) -> DataSet:

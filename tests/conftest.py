@@ -40,6 +40,18 @@ def small_recipe():
 
 
 @pytest.fixture(scope="session")
+def small_matched():
+    """matched_hst on few, large pixels at a high signal-to-noise: quick to fit. Takes more changes."""
+    small = {
+        "instrument.pixels": 40,
+        "instrument.pixel_scale": 0.12,
+        "instrument.psf": {"gaussians": [{"fwhm": 0.15}]},
+        "instrument.noise.peak_snr": 40.0,
+    }
+    return lambda changes: load_recipe("matched_hst", small | changes)
+
+
+@pytest.fixture(scope="session")
 def training_data(small_recipe, tmp_path_factory):
     return write_dataset(small_recipe, 200, 0, tmp_path_factory.mktemp("data") / "train", progress=False)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lenslib import bench
+from lenslib import bench, bench_roulettes
 from lenslib.bench_worker import _expose, _in_turn
 from lenslib.cli import main
 from lenslib.errors import InputError
@@ -126,9 +126,6 @@ def test_the_peers_noise_has_the_moments_of_the_recipes(noise, mean, variance):
 
 
 def test_the_roulette_bench_shows_and_records_all_that_it_measures(capsys, monkeypatch, tmp_path):
-    from lenslib import bench_roulettes
-    from lenslib.cli import main
-
     monkeypatch.setattr(bench_roulettes, "NAMES", ("raytrace_sis",))
     monkeypatch.setattr(bench_roulettes, "FITTED", {"deeplense_1": bench_roulettes.FITTED["deeplense_1"]})
     command = ["bench", "roulettes", "--count", "2", "--cosmosim", "0", "--matrices", "2", "--refits", "8", "--json"]

@@ -8,19 +8,13 @@ from lenslib.errors import InputError
 from lenslib.recipe import load_recipe
 from lenslib.refine import Templates, noise_map, refine
 
-SMALL = {
-    "instrument.pixels": 40,
-    "instrument.pixel_scale": 0.12,
-    "instrument.psf": {"gaussians": [{"fwhm": 0.15}]},
-    "instrument.noise.peak_snr": 40.0,
-    "substructure.mass_fraction": 0.0,
-}
 COUNT = 48
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    return load_recipe("matched_hst", SMALL | {"classes": ["no_sub"], "substructure.populations": {}})
+def recipe(small_matched):
+    nothing = {"substructure.mass_fraction": 0.0, "classes": ["no_sub"], "substructure.populations": {}}
+    return small_matched(nothing)
 
 
 @pytest.fixture(scope="module")

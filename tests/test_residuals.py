@@ -8,23 +8,14 @@ from lenslib.classification import train_classifier
 from lenslib.cli import main
 from lenslib.dataset import open_dataset, write_dataset
 from lenslib.errors import InputError
-from lenslib.recipe import load_recipe
 from lenslib.residuals import write_residuals
 from lenslib.training import Settings
 
-SMALL = {
-    "instrument.pixels": 40,
-    "instrument.pixel_scale": 0.12,
-    "instrument.psf": {"gaussians": [{"fwhm": 0.15}]},
-    "instrument.noise.peak_snr": 40.0,
-    "substructure.mass_fraction": 0.03,
-}
-
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(small_matched, tmp_path_factory):
     folder = tmp_path_factory.mktemp("residuals") / "data"
-    return write_dataset(load_recipe("matched_hst", SMALL), 36, 5, folder, start=7, progress=False)
+    return write_dataset(small_matched({"substructure.mass_fraction": 0.03}), 36, 5, folder, start=7, progress=False)
 
 
 @pytest.fixture(scope="module")
