@@ -143,7 +143,8 @@ def record_run(
         recipe=name,
         model=model,
         seed=settings.seed,
-        parameters=asdict(settings)
+        # the loss of classes is cross entropy, whatever that of numbers would be
+        parameters={key: value for key, value in asdict(settings).items() if key != "loss"}
         | {
             "image_size": image_size,
             "crop": crop or test.images.shape[-1],

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, l1_loss, mse_loss, smooth_l1_loss
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
@@ -31,6 +31,10 @@ class Settings:
     (0: the weights themselves), at first no more than (1 + step) / (10 + step). `precision` "auto" takes what the
     registry found fastest on a processor, and bf16 on an accelerator. `augment`: "none", "half_turn", "flips" (and half
     turns) or "d4" (flips and right-angle turns).
+    `schedule` is what the learning rate does after its linear rise over the share `warmup` of all steps: "cosine" falls
+    to zero, "step" to a tenth halfway through the run, "constant" stays. `clip_norm` bounds the norm of the gradient
+    (0: no bound). `loss` is that of numbers ("mae", "mse" or "huber", in units of the scaled targets); classes are
+    always judged by cross entropy.
     """
 
     epochs: int = 20
@@ -40,6 +44,10 @@ class Settings:
     warmup: float = 0.1
     ema: float = 0.99
     label_smoothing: float = 0.0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    clip_norm: float = 5.0
+    loss: str = "mae"
     augment: str = "d4"
     precision: str = "auto"
     seed: int = 0
@@ -55,14 +63,20 @@ class Settings:
             ("warmup", 1),
             ("ema", 1),
             ("label_smoothing", 1),
+            ("clip_norm", float("inf")),
             ("seed", 2**63),
         ):
             if not 0 <= getattr(self, name) < below:
                 raise InputError(f"{name} must be at least 0 and below {below:g}, not {getattr(self, name)}")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"unknown precision '{self.precision}': valid choices: {', '.join(PRECISIONS)}")
-        if self.augment not in AUGMENTATIONS:
-            raise InputError(f"unknown augment '{self.augment}': valid choices: {', '.join(AUGMENTATIONS)}")
+        for name, choices in (
+            ("precision", PRECISIONS),
+            ("augment", AUGMENTATIONS),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("loss", LOSSES),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(f"unknown {name} '{getattr(self, name)}': valid choices: {', '.join(choices)}")
 
 
 @dataclass
@@ -77,6 +91,40 @@ class Trained:
     best: dict[str, float] = field(default_factory=dict)
 
 
+class Task(Protocol):
+    """What the outputs [n, k] of a network mean: labels [n] of classes, or numbers [n, k]."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, which training lowers."""
+
+    def judge(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """`val_loss`, and `val_score`, larger for better, by which the epoch is chosen; and what else the history is to
+        hold."""
+
+    def turned(self, targets: Tensor, kind: int) -> Tensor:
+        """The targets of images that `turn_images` has turned."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes: outputs are logits, and no turn changes a label. `score(labels, probabilities)` is larger for better."""
+
+    score: Callable[[np.ndarray, np.ndarray], float]
+    label_smoothing: float = 0.0
+
+    def loss(self, outputs, targets):
+        return cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+
+    def judge(self, outputs, targets):
+        return {
+            "val_loss": float(cross_entropy(outputs, targets)),
+            "val_score": float(self.score(targets.numpy(), outputs.softmax(1).numpy())),
+        }
+
+    def turned(self, targets, kind):
+        return targets
+
+
 class TrainingImages(Protocol):
     """What a network can be trained on, an epoch at a time: images at hand, or a `lenslib.stream.Stream`."""
 
@@ -89,7 +137,7 @@ class TrainingImages(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """Images and labels in memory, in a new random order every epoch."""
+    """Images and labels (or targets [n, k]) in memory, in a new random order every epoch."""
 
     images: Tensor
     labels: Tensor
@@ -107,7 +155,7 @@ class Resident:
             yield self.images[rows], self.labels[rows]
 
 
-def _turned(images: Tensor, kind: int) -> Tensor:
+def turn_images(images: Tensor, kind: int) -> Tensor:
     """One of the eight symmetries of the square: a flip for kind >= 4, then kind % 4 right-angle turns."""
     if kind >= 4:
         images = images.flip(-1)
@@ -117,24 +165,53 @@ def _turned(images: Tensor, kind: int) -> Tensor:
 AUGMENTATIONS = {"none": (0,), "half_turn": (0, 2), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
 
 
-def augmented(images: Tensor, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Each image [n, c, h, w] turned by one of `kinds`, drawn evenly."""
+def draw_kinds(count: int, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """One of `kinds` for each of `count` images, drawn evenly; int64 [count]."""
     if len(kinds) == 1:
-        return images
-    choice = torch.randint(len(kinds), (len(images),), generator=generator)
-    result = torch.empty_like(images)
-    for index, kind in enumerate(kinds):
-        mine = (choice == index).nonzero()[:, 0].to(images.device)
-        result[mine] = _turned(images[mine], kind)
+        return torch.full((count,), kinds[0])
+    return torch.tensor(kinds)[torch.randint(len(kinds), (count,), generator=generator)]
+
+
+def augmented(values: Tensor, kinds: Tensor, turn: Callable[[Tensor, int], Tensor] = turn_images) -> Tensor:
+    """Each of the values [n, ...], by default images, turned by its own of the kinds [n]."""
+    result = values
+    for kind in kinds.unique().tolist():
+        if kind:  # 0 leaves all as it is
+            mine = (kinds == kind).nonzero()[:, 0].to(values.device)
+            result = result.clone() if result is values else result
+            result[mine] = turn(values[mine], kind)
     return result
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate: a linear rise, then half a cosine down to zero."""
-    rise = max(1, int(warmup * steps))
+def _optimizer(name: str):
+    def build(parameters, settings: Settings):
+        rate, decay = settings.learning_rate, settings.weight_decay
+        if name == "Lion":
+            from timm.optim import Lion
+
+            return Lion(parameters, lr=rate, weight_decay=decay)
+        more = {"momentum": 0.9} if name == "SGD" else {}
+        return getattr(torch.optim, name)(parameters, lr=rate, weight_decay=decay, **more)
+
+    return build
+
+
+OPTIMIZERS = {name.lower(): _optimizer(name) for name in ("AdamW", "Adam", "RMSprop", "SGD", "Lion")}
+# of what is left of the run after the rise, a share from 0 to 1: the share of the learning rate
+SCHEDULES = {
+    "cosine": lambda done: 0.5 * (1 + np.cos(np.pi * done)),
+    "constant": lambda done: 1.0,
+    "step": lambda done: 1.0 if done < 0.5 else 0.1,
+}
+LOSSES = {"mae": l1_loss, "mse": mse_loss, "huber": smooth_l1_loss}
+
+
+def _share(step: int, steps: int, settings: Settings) -> float:
+    """Share of the learning rate: a linear rise, then what the schedule says."""
+    rise = max(1, int(settings.warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1, steps - rise)))
+    return SCHEDULES[settings.schedule]((step - rise) / max(1, steps - rise))
 
 
 @torch.no_grad()
@@ -153,41 +230,43 @@ def train(
     training: tuple[Tensor, Tensor] | TrainingImages,
     validation: tuple[Tensor, Tensor],
     settings: Settings,
-    score: Callable[[np.ndarray, np.ndarray], float],
+    task: Task | Callable[[np.ndarray, np.ndarray], float],
     device: str = "auto",
     channels_last: bool = False,
     precision: str = "32-true",
 ) -> Trained:
-    """Train a classifier on (images [n, c, h, w], labels [n]) and keep the epoch with the best validation score.
+    """Train on (images [n, c, h, w], labels [n] or numbers [n, k]) and keep the epoch with the best validation score.
 
     `training` may be a source of images instead, such as a `lenslib.stream.Stream`.
-    `score(labels, probabilities)` is larger for better; `precision` holds where the settings say "auto" on a processor.
+    `task` says what is learned; a function `score(labels, probabilities)`, larger for better, stands for `Classes` with
+    that score and the settings' label smoothing. `precision` holds where the settings say "auto" on a processor.
     Raises InputError for images and labels that do not match, FloatingPointError, naming the batch, for a loss that is
     not finite.
     """
     resident = isinstance(training, tuple)
     _check({"validation": validation} | ({"training": training} if resident else {}))
+    if not hasattr(task, "judge"):
+        task = Classes(task, settings.label_smoothing)
     fabric = _fabric(settings, device, precision)
     if channels_last or fabric.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), settings)
     network, optimizer = fabric.setup(model, optimizer)
     averaged = copy.deepcopy(model)
     data = Resident(*(part.to(fabric.device) for part in training)) if resident else training
     steps = settings.epochs * -(-len(data) // settings.batch_size)
-    scheduler = LambdaLR(optimizer, lambda step: _schedule(step, steps, settings.warmup))
+    scheduler = LambdaLR(optimizer, lambda step: _share(step, steps, settings))
     generator = torch.Generator().manual_seed(settings.seed)
     history, best, best_state, start = [], {}, None, time.perf_counter()
     with tqdm(total=settings.epochs * len(data), desc="train", unit="image", disable=None) as bar:
         for epoch in range(1, settings.epochs + 1):
             batches = data.batches(epoch - 1, settings.batch_size, generator)
-            loss = _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, generator, bar)
-            logits = predict_logits(averaged.train(), validation[0], settings.batch_size)
+            loss = _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, task, generator, bar)
+            outputs = predict_logits(averaged.train(), validation[0], settings.batch_size)
             row = {
                 "epoch": epoch,
                 "train_loss": loss,
-                "val_loss": float(cross_entropy(logits, validation[1])),
-                "val_score": float(score(validation[1].numpy(), logits.softmax(1).numpy())),
+                **task.judge(outputs, validation[1]),
                 "learning_rate": float(scheduler.get_last_lr()[0]),
                 "seconds": time.perf_counter() - start,
             }
@@ -211,21 +290,23 @@ def _fabric(settings: Settings, device: str, precision: str):
     return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
 
 
-def _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, generator, bar) -> float:
+def _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, task, generator, bar) -> float:
     """One pass over the images; returns the mean loss."""
     network.train()
     total, count = torch.zeros((), device=fabric.device), 0
     for batch, (images, labels) in enumerate(batches):
         images, labels = images.to(fabric.device), labels.to(fabric.device)
-        inputs = augmented(images, AUGMENTATIONS[settings.augment], generator)
-        loss = cross_entropy(network(inputs), labels, label_smoothing=settings.label_smoothing)
+        drawn = draw_kinds(len(images), AUGMENTATIONS[settings.augment], generator)
+        inputs, targets = augmented(images, drawn), augmented(labels, drawn, task.turned)
+        loss = task.loss(network(inputs), targets)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} in batch {batch}: lower learning_rate, or look for broken images"
             )
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
-        fabric.clip_gradients(network, optimizer, max_norm=5.0)
+        if settings.clip_norm:
+            fabric.clip_gradients(network, optimizer, max_norm=settings.clip_norm)
         optimizer.step()
         scheduler.step()
         _follow(averaged, network.module, settings.ema, scheduler.last_epoch)
@@ -244,7 +325,7 @@ def _check(sets: dict[str, tuple[Tensor, Tensor]]) -> None:
 
 @torch.no_grad()
 def predict_logits(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Logits [n, outputs], float32 on the processor, of prepared images [n, c, h, w]; evaluation mode."""
+    """Outputs [n, k], such as logits, float32 on the processor, of prepared images [n, c, h, w]; evaluation mode."""
     network.eval()
     device = next(network.parameters()).device
     return torch.cat([network(part.to(device)).float().cpu() for part in images.split(batch_size)])

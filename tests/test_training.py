@@ -9,7 +9,18 @@ from lenslib.classification import train_classifier
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
-from lenslib.training import AUGMENTATIONS, Resident, Settings, _turned, augmented, predict_logits, train
+from lenslib.training import (
+    AUGMENTATIONS,
+    OPTIMIZERS,
+    SCHEDULES,
+    Resident,
+    Settings,
+    augmented,
+    draw_kinds,
+    predict_logits,
+    train,
+    turn_images,
+)
 
 QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 
@@ -140,31 +151,31 @@ def test_training_says_nothing_but_its_progress(caplog):
 
 def test_the_eight_symmetries_are_distinct_and_a_group():
     image = torch.arange(9.0).view(1, 1, 3, 3)
-    turned = [_turned(image, kind) for kind in range(8)]
+    turned = [turn_images(image, kind) for kind in range(8)]
     pictures = {tuple(picture.ravel().tolist()) for picture in turned}
     assert torch.equal(turned[0], image)
     assert len(pictures) == 8
     for picture in turned:
         for kind in range(8):
-            assert tuple(_turned(picture, kind).ravel().tolist()) in pictures
+            assert tuple(turn_images(picture, kind).ravel().tolist()) in pictures
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentations_are_groups(name):
     """Else an image and its turned copy would not be shown in the same ways."""
     image = torch.arange(9.0).view(1, 1, 3, 3)
-    pictures = {tuple(_turned(image, kind).ravel().tolist()) for kind in AUGMENTATIONS[name]}
+    pictures = {tuple(turn_images(image, kind).ravel().tolist()) for kind in AUGMENTATIONS[name]}
     for first in AUGMENTATIONS[name]:
         for second in AUGMENTATIONS[name]:
-            assert tuple(_turned(_turned(image, first), second).ravel().tolist()) in pictures
+            assert tuple(turn_images(turn_images(image, first), second).ravel().tolist()) in pictures
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_each_image_is_turned_in_its_place_and_evenly(name):
     kinds = AUGMENTATIONS[name]
     images = torch.arange(9.0).view(1, 1, 3, 3) + 10 * torch.arange(4000).view(-1, 1, 1, 1)
-    turned = augmented(images, kinds, torch.Generator().manual_seed(0))
-    hits = torch.stack([(turned == _turned(images, kind)).all((1, 2, 3)) for kind in kinds])
+    turned = augmented(images, draw_kinds(len(images), kinds, torch.Generator().manual_seed(0)))
+    hits = torch.stack([(turned == turn_images(images, kind)).all((1, 2, 3)) for kind in kinds])
     # every image is one of its own turns, so that labels stay right
     assert (hits.sum(0) == 1).all()
     expected = 4000 / len(kinds)
@@ -198,6 +209,10 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         {"ema": -0.1},
         {"label_smoothing": 1.5},
         {"augment": "d5"},
+        {"clip_norm": -1.0},
+        {"optimizer": "adamax"},
+        {"schedule": "linear"},
+        {"loss": "cross_entropy"},
         {"precision": "8-bit"},
         {"seed": -1},
     ],
@@ -232,3 +247,70 @@ def test_a_last_batch_is_never_one_image():
 def test_one_training_image_is_refused(training_data):
     with pytest.raises(InputError, match="train_count must be at least 2, not 1"):
         train_classifier(training_data, "small_cnn", 32, Settings(epochs=1), train_count=1)
+
+
+class Numbers:
+    """A task of one number an image, which changes its sign where left and right change places."""
+
+    def loss(self, outputs, targets):
+        return (outputs - targets).abs().mean()
+
+    def judge(self, outputs, targets):
+        loss = float(self.loss(outputs, targets))
+        return {"val_loss": loss, "val_score": -loss, "val_worst": float((outputs - targets).abs().max())}
+
+    def turned(self, targets, kind):
+        return -targets if kind in (2, 4) else targets
+
+
+def _sides(n, seed):
+    """Images with one bright column, and how far right of the middle it is, from -1 to 1."""
+    place = torch.randint(8, (n,), generator=torch.Generator().manual_seed(seed))
+    images = torch.zeros(n, 1, 8, 8)
+    images[torch.arange(n), 0, :, place] = 1.0
+    return images, ((place - 3.5) / 3.5)[:, None]
+
+
+def _linear(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_numbers_are_learned_with_targets_that_turn_with_the_images(optimizer):
+    rate = {"sgd": 0.05, "lion": 3e-3}.get(optimizer, 0.01)
+    settings = Settings(
+        epochs=20, batch_size=16, learning_rate=rate, weight_decay=0.0, augment="flips", optimizer=optimizer
+    )
+    trained = train(_linear(), _sides(128, 0), _sides(64, 1), settings, Numbers(), device="cpu")
+    # always zero, which is all that unturned targets would leave, has a mean error of 0.57
+    assert trained.best["val_loss"] < 0.1
+    assert trained.best["val_worst"] >= trained.best["val_loss"]
+
+
+def test_learning_rates_follow_the_schedule():
+    rates = {}
+    for schedule in SCHEDULES:
+        settings = Settings(epochs=8, batch_size=16, learning_rate=0.01, warmup=0.0, augment="none", schedule=schedule)
+        trained = train(_linear(), _sides(16, 0), _sides(8, 1), settings, Numbers(), device="cpu")
+        rates[schedule] = [row["learning_rate"] for row in trained.history]
+    assert rates["constant"] == [0.01] * 8
+    assert rates["step"][0] == 0.01
+    assert rates["step"][-1] == pytest.approx(0.001)
+    assert rates["cosine"] == sorted(rates["cosine"], reverse=True)
+    assert rates["cosine"][-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_norm_of_a_gradient_is_bounded():
+    """A first step of plain gradient descent is as long as rate times norm."""
+    lengths = {}
+    for bound in (0.0, 1e-3):
+        network = _linear()
+        before = network[1].weight.detach().clone()
+        settings = Settings(
+            epochs=1, batch_size=16, learning_rate=0.5, weight_decay=0.0, ema=0.0, optimizer="sgd", clip_norm=bound
+        )
+        after = train(network, _sides(16, 0), _sides(8, 1), settings, Numbers(), device="cpu").model[1].weight.detach()
+        lengths[bound] = float((after - before).norm())
+    assert lengths[1e-3] < 0.5e-3 * 1.001
+    assert lengths[0.0] > 10 * lengths[1e-3]
