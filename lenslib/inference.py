@@ -1,10 +1,12 @@
-"""From trained weights to answers: load a classifier from its file, and put images through it."""
+"""From trained weights to answers: load a classifier or an estimator from its file, and put images through it."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from lenslib.dataset import prepare
@@ -13,9 +15,11 @@ from lenslib.fits_files import is_fits, read_fits
 from lenslib.foreign import split_masses
 from lenslib.models import create_model, load_weights
 from lenslib.npy_files import read_npy
+from lenslib.targets import Targets
 from lenslib.training import predict_logits
 
 METADATA = ("model", "recipe", "classes", "image_size", "native_size", "crop", "in_chans")
+ESTIMATOR_METADATA = ("model", "recipe", "recipe_digest", "targets", *METADATA[3:])
 
 
 def classifier_metadata(
@@ -62,31 +66,135 @@ class Classifier:
 
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier in a `weights.safetensors` that `lenslib train` wrote. InputError when it is not one."""
+    metadata = _metadata(path)
+    if "targets" in metadata:
+        raise InputError(f"'{path}' estimates numbers, not classes: load it with load_estimator")
+    classes, sizes = _facts(path, metadata, METADATA)
+    if not isinstance(classes, list):
+        raise InputError(f"'{path}' has a damaged entry among its {', '.join(METADATA[2:])}")
+    classes = tuple(map(str, classes))
+    size, native_size, crop, in_chans = sizes
+    network = _network(path, metadata["model"], len(classes), size, in_chans)
+    return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans)
+
+
+def _metadata(path: str | Path) -> dict[str, str]:
+    """What a weights file says of itself."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise InputError(f"no weights file '{path}': give a weights.safetensors that `lenslib train` wrote")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except SafetensorError:
         raise InputError(
             f"'{path}' is not a safetensors file (pickled weights are refused: opening one can run code)"
         ) from None
-    missing = [name for name in METADATA if name not in metadata]
+
+
+def _facts(path: str | Path, metadata: dict[str, str], names: tuple[str, ...]):
+    """What is JSON before the sizes, and the sizes: image_size, native_size, crop, in_chans."""
+    missing = [name for name in names if name not in metadata]
     if missing:
         raise InputError(f"'{path}' does not say its {', '.join(missing)}: it was not written by `lenslib train`")
     try:
-        classes = tuple(map(str, json.loads(metadata["classes"])))
-        size, native_size, crop, in_chans = (int(metadata[name]) for name in METADATA[3:])
+        return json.loads(metadata[names[-5]]), [int(metadata[name]) for name in names[-4:]]
     except (ValueError, TypeError):
-        raise InputError(
-            f"'{path}' has a damaged entry among its classes, image_size, native_size, crop, in_chans"
-        ) from None
-    network = create_model(metadata["model"], len(classes), size, in_chans)
+        raise InputError(f"'{path}' has a damaged entry among its {', '.join(names[-5:])}") from None
+
+
+def _network(path: str | Path, model: str, outputs: int, size: int, in_chans: int) -> nn.Module:
+    network = create_model(model, outputs, size, in_chans)
     load_weights(network, path)
-    network = network.eval()
-    return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans)
+    return network.eval()
+
+
+def recipe_digest(recipe) -> str:
+    """SHA-256 over what the images of a recipe follow from: all but its title and references."""
+    plain = recipe.model_copy(update={"title": "", "references": ()})
+    return hashlib.sha256(plain.to_yaml().encode()).hexdigest()
+
+
+def estimator_metadata(
+    model: str, recipe, targets: Targets, image_size: int, crop: int | None = None, in_chans: int = 1
+) -> dict[str, str]:
+    """What the weights file of a regression must say of itself."""
+    pixels = recipe.instrument.pixels
+    return {
+        "model": model,
+        "recipe": recipe.name,
+        "recipe_digest": recipe_digest(recipe) if hasattr(recipe, "model_copy") else "",
+        "targets": json.dumps(targets.to_dict()),
+        "image_size": str(image_size),
+        "native_size": str(pixels),
+        "crop": str(crop or pixels),
+        "in_chans": str(in_chans),
+    }
+
+
+@dataclass
+class Estimator:
+    """A network that gives numbers, with what it was trained for; sizes as in `Classifier`."""
+
+    network: nn.Module
+    model: str
+    recipe: str
+    recipe_digest: str
+    targets: Targets
+    image_size: int
+    native_size: int
+    crop: int | None = None
+    in_chans: int = 1
+
+    def params(self, images: Tensor | np.ndarray) -> dict[str, Tensor]:
+        """Estimates [n], float64 by name, and the parameters that the recipe does not vary, of raw images [n, c, h, w].
+
+        InputError for images of another size, and ones that are zero everywhere or not finite.
+        """
+        found = {name: torch.from_numpy(value) for name, value in self.labels(images).items()}
+        same = {name: value for name, value in self.targets.constants.items() if not isinstance(value, str)}
+        return found | {name: torch.full((len(images),), value, dtype=torch.float64) for name, value in same.items()}
+
+    def labels(self, images: Tensor | np.ndarray) -> dict[str, np.ndarray]:
+        """Estimates [n], float64 by name, of what was learned alone."""
+        shape = (self.in_chans, self.native_size, self.native_size)
+        if tuple(images.shape[1:]) != shape or not len(images):
+            raise InputError(
+                f"images have the shape {list(images.shape)}, and {self.model} was trained on {self.recipe}: "
+                f"[n, {', '.join(map(str, shape))}]"
+            )
+        parts = []
+        for first in range(0, len(images), 512):
+            part = torch.as_tensor(np.asarray(images[first : first + 512]), dtype=torch.float32)
+            bad = ~part.isfinite().flatten(1).all(1) | ~part.any(-1).flatten(1).any(1)
+            if bad.any():
+                number = first + int(bad.nonzero()[0])
+                raise InputError(f"image {number} is zero everywhere or not finite: there is nothing to measure")
+            parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop)))
+        return self.targets.decode(torch.cat(parts).numpy())
+
+
+def load_estimator(path: str | Path, recipe=None) -> Estimator:
+    """The estimator in a `weights.safetensors` that `lenslib regress` wrote, for images of a `recipe` if one is given.
+
+    InputError when it is none, or was trained on another recipe.
+    """
+    metadata = _metadata(path)
+    if "classes" in metadata:
+        raise InputError(f"'{path}' tells classes, it estimates no numbers: load it with load_classifier")
+    entry, (size, native_size, crop, in_chans) = _facts(path, metadata, ESTIMATOR_METADATA)
+    try:
+        targets = Targets(**{name: tuple(part) if isinstance(part, list) else part for name, part in entry.items()})
+        outputs = len(targets.columns)
+    except (TypeError, AttributeError, ValueError):
+        raise InputError(f"'{path}' has a damaged entry among its targets") from None
+    if recipe is not None and metadata["recipe_digest"] != recipe_digest(recipe):
+        same = " as it was then" if recipe.name == metadata["recipe"] else ""
+        raise InputError(f"'{path}' was trained on {metadata['recipe']}{same}, not on {recipe.name}: train it on that")
+    network = _network(path, metadata["model"], outputs, size, in_chans)
+    facts = metadata["model"], metadata["recipe"], metadata["recipe_digest"], targets
+    return Estimator(network, *facts, size, native_size, crop, in_chans)
 
 
 def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:

@@ -243,12 +243,18 @@ def _data(recipe, images, count: int) -> Tensor:
 
 
 def check_targets(
-    recipe, targets: Iterable[str], count: int = 16, seed: int = 0, known: Iterable[str] = ()
+    recipe,
+    targets: Iterable[str],
+    count: int = 16,
+    seed: int = 0,
+    known: Iterable[str] = (),
+    ordered: bool = False,
 ) -> dict[str, float]:
     """Shares of `count` images of a recipe that do not show each of `targets`, those left out that all show.
 
     What the recipe never varies is known, and what `known` names. An `UnobservableWarning` names the targets and what
-    they go with, and those of which each image has two sets. InputError for a name that the recipe does not have.
+    they go with, and those of which each image has two sets, unless the targets are `ordered`, the larger sigma first.
+    InputError for a name that the recipe does not have.
     """
     targets, known = _listed(targets), _listed(known)
     batch = recipe.sample(count, seed, noise=False)
@@ -267,7 +273,7 @@ def check_targets(
         partners = next((null.words for null in nulls if name in null.steps), name)
         said.append(f"{name} ({share:.0%} of them: {partners})")
     said = [f"images of {recipe.name} do not show {', '.join(said)}"] if said else []
-    if _two_labels(recipe, set(targets), set(known)):
+    if not ordered and _two_labels(recipe, set(targets), set(known)):
         said.append(
             f"each image of {recipe.name} has two labels, (sigma1, sigma2, theta) and (sigma2, sigma1, theta + 90), "
             "unless the targets keep sigma1 >= sigma2"

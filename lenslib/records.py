@@ -27,7 +27,8 @@ from lenslib.provenance import STARTED, git_commit, library_version, peak_memory
 SCHEMA = 1
 PROFILES = ("full", "desk", "laptop", "test")  # the best first
 PARTS = ("value", "low", "high", "seed_sd")
-SELECTION_METRIC = "val_macro_auc"  # `best` is chosen on validation images, so that the test images stay unseen
+# `best` is chosen on validation images, so that the test images stay unseen; larger is better
+SELECTION_METRICS = ("val_macro_auc", "val_score")
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot (it separates the parts of a key), no slash (paths stay inside results)
 _PLACE = ("profile", "task", "recipe", "model")
@@ -170,8 +171,8 @@ class Records:
     def lookup(self, key: str) -> float | int | str:
         """The value of `task.recipe.model.field[.part]`.
 
-        `model` may be `best`: the highest mean validation AUC (never the test metric) among the models of the best
-        profile that has the task and recipe. `field` is a metric, or a field of the record such as
+        `model` may be `best`: the highest mean validation AUC or score (never the test metric) among the models of the
+        best profile that has the task and recipe. `field` is a metric, or a field of the record such as
         `images_per_second`, `seconds.train`, `parameters.train_count`, `seeds` (how many). `part` is `value`
         (default), `low`, `high` (means over seeds) or `seed_sd` (standard deviation over seeds).
         """
@@ -222,10 +223,14 @@ class Records:
 def _best_model(runs: Iterable[Run]) -> str:
     scores: dict[str, list[float]] = {}
     for run in runs:
-        if SELECTION_METRIC in run.metrics:
-            scores.setdefault(run.model, []).append(_part(run.metrics[SELECTION_METRIC], "value"))
+        for name in SELECTION_METRICS:
+            if name in run.metrics:
+                scores.setdefault(run.model, []).append(_part(run.metrics[name], "value"))
+                break
     if not scores:
-        raise InputError(f"no run has the metric '{SELECTION_METRIC}', by which 'best' is chosen; name the model")
+        raise InputError(
+            f"no run has the metric {' or '.join(SELECTION_METRICS)}, by which 'best' is chosen; name the model"
+        )
     return max(sorted(scores), key=lambda model: statistics.mean(scores[model]))
 
 
