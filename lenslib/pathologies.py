@@ -3,7 +3,7 @@ to be turned on and off, its AlexNet at any width, and probes of what happens in
 
 settings = replace(THESIS, batch_size=100)
 losses = fit(alexnet(6, width=1 / 16), images, targets, settings)
-has_collapsed(losses, targets, settings.loss)
+collapsed(relative_losses(losses, targets, settings.loss)[-1])
 """
 
 from collections.abc import Callable
@@ -154,9 +154,14 @@ def constant_loss(targets: Tensor, loss: str = "mse") -> float:
     return float(LOSSES[loss](targets.mean(0).expand_as(targets), targets))
 
 
-def has_collapsed(losses: np.ndarray, targets: Tensor, loss: str = "mse") -> bool:
-    """The thesis's criterion: the training loss of the last epoch is no better than that of answering the means."""
-    return not losses[-1] < constant_loss(targets, loss)
+def relative_losses(losses: np.ndarray, targets: Tensor, loss: str = "mse") -> np.ndarray:
+    """Training losses [epochs] over that of answering the means."""
+    return np.asarray(losses) / constant_loss(targets, loss)
+
+
+def collapsed(relative: np.ndarray) -> np.ndarray:
+    """The thesis's criterion, for relative losses of last epochs, of any shape: no better than answering the means."""
+    return ~(np.asarray(relative) < 1)
 
 
 def share_with_interval(count: int, total: int) -> dict[str, float]:
