@@ -47,7 +47,8 @@ def alexnet(num_outputs: int, width: float = 1.0, hidden: tuple[int, ...] = (), 
 
     if not 1 / 64 <= width <= 4:
         raise InputError(f"width must be a share from 1/64 to 4, not {width}")
-    network = AlexNet(num_classes=1)
+    with torch.device("meta"):  # of its 57 million weights none is kept
+        network = AlexNet()
     channels, before = [round(count * width) for count in (64, 192, 384, 256, 256)], 1
     places = [k for k, layer in enumerate(network.features) if isinstance(layer, nn.Conv2d)]
     for place, count in zip(places, channels, strict=True):
