@@ -173,7 +173,8 @@ class Estimator:
             )
         parts = []
         for first in range(0, len(images), 512):
-            part = torch.as_tensor(np.asarray(images[first : first + 512]), dtype=torch.float32)
+            part = images[first : first + 512]
+            part = torch.as_tensor(part if isinstance(part, Tensor) else np.array(part), dtype=torch.float32)
             bad = ~part.isfinite().flatten(1).all(1) | ~part.any(-1).flatten(1).any(1)
             if bad.any():
                 number = first + int(bad.nonzero()[0])

@@ -6,6 +6,7 @@ hold how an image is bent. Hu 1962, IRE Trans. Inf. Theory 8, 179, recognised sh
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from lenslib.models.registry import register
 
@@ -25,7 +26,8 @@ class MomentNetwork(nn.Module):
         self.terms = [(i, j) for i in range(order + 1) for j in range(order + 1 - i) if i + j]
         self.register_buffer("axis", 8 * (torch.arange(image_size) - (image_size - 1) / 2) / image_size)
         features = in_chans * (1 + len(POWERS) * (1 + len(self.terms)))
-        self.scale = nn.BatchNorm1d(features)
+        # by the average over all batches: that of one batch is as uncertain as what is to be measured
+        self.scale = nn.BatchNorm1d(features, affine=False, momentum=None)
         layers = [nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, width), nn.SiLU(), nn.Linear(width, num_outputs))
 
@@ -53,8 +55,12 @@ class MomentNetwork(nn.Module):
         return torch.cat(found, 1).view(len(images), -1)
 
     def forward(self, images: Tensor) -> Tensor:
+        found = self.moments(images).float()
+        if self.training:
+            self.scale(found)
+        scaled = batch_norm(found, self.scale.running_mean, self.scale.running_var)
         # high moments of single lenses are large
-        return self.layers(torch.asinh(self.scale(self.moments(images).float())))
+        return self.layers(torch.asinh(scaled))
 
 
 @register(
