@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from lenslib.errors import InputError
@@ -232,12 +233,17 @@ def _train(options) -> None:
 
 def _regress(options) -> None:
     from lenslib.observable import hidden_targets
-    from lenslib.regression import estimate, open_sets, record_regression, train_regressor
+    from lenslib.regression import check_settings, estimate, open_sets, record_regression, train_regressor
     from lenslib.training import Settings
 
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     training, test, targets = open_sets(options.train, options.test, options.targets)
-    hidden = hidden_targets(training.recipe, targets)
+    check_settings(targets, settings)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hidden = hidden_targets(training.recipe, targets)
+    for warning in said:
+        print(f"lenslib: warning: {warning.message}", file=sys.stderr)
     model, size, crop = options.model, options.image_size, options.crop
     trained, targets = train_regressor(training, targets, model, size, settings, options.device, crop=crop)
     truth, found, rate = estimate(trained, test, targets, model, size, crop)

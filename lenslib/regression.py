@@ -57,6 +57,12 @@ def open_sets(train_data, test_data, targets: str, recipe: str | None = None) ->
     return training, test, find_targets(training.recipe, targets)
 
 
+def check_settings(targets: Targets, settings: Settings) -> None:
+    """InputError for settings that these targets cannot be trained with."""
+    if targets.kind == "raw" and settings.augment != "none":
+        raise InputError("raw targets do not turn with the image: set augment to none")
+
+
 def train_regressor(
     data: DataSet,
     targets: Targets,
@@ -76,8 +82,7 @@ def train_regressor(
     info = model_info(model)
     if info.family == "autoencoder":
         raise InputError(f"{model} is an autoencoder: it gives back images, not numbers; choose another model")
-    if targets.kind == "raw" and settings.augment != "none":
-        raise InputError("raw targets do not turn with the image: set augment to none")
+    check_settings(targets, settings)
     rows = counted(targets, data)[: train_count or None]
     if len(rows) < 3:
         raise InputError(

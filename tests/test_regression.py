@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lenslib import load_recipe
+from lenslib.cli import main
 from lenslib.dataset import write_dataset
 from lenslib.errors import InputError
 from lenslib.inference import load_classifier, load_estimator, predict_files
@@ -247,3 +248,53 @@ def test_the_loss_is_of_the_scaled_targets(folders):
         with torch.no_grad():
             expected = ((done.model(images) - encoded).abs() ** power).mean()
         assert done.history[0]["val_loss"] == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command and returns (exit code, standard output, lines of standard error)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return stop.value.code, said.out, said.err.splitlines()
+
+    return call
+
+
+def test_the_command_trains_and_its_weights_answer(run, folders, tmp_path):
+    sets = ["--train", folders / "train", "--test", folders / "test", "--results", tmp_path, "--profile", "test"]
+    code, out, errors = run("regress", "moments", *sets, "--epochs", 1, "--image-size", SIZE, "--device", "cpu")
+    assert (code, errors) == (0, [])
+    assert "mean absolute error" in out
+    (done,) = load_runs(tmp_path)
+    weights, images = done.path("weights.safetensors"), tmp_path / "images.npy"
+    np.save(images, np.load(folders / "test/images.npy")[:2])
+    code, out, errors = run("predict", weights, images, "--json")
+    assert (code, errors) == (0, [])
+    rows = json.loads(out)
+    found = [[row[name] for name in done.parameters["targets"]] for row in rows]
+    np.testing.assert_allclose(found, done.predictions()["estimates"][:2], rtol=1e-4, atol=1e-3)
+    code, out, errors = run("evaluate", weights, folders / "test", "--json")
+    assert (code, errors) == (0, [])
+    judged = {row["metric"]: row["value"] for row in json.loads(out)}
+    assert judged["mae_x"] == pytest.approx(done.metrics["mae_x"]["value"], rel=1e-4)
+
+
+def test_bad_input_to_the_commands_is_one_line_and_code_2(run, trained, folders, test_data, tmp_path):
+    weights, images = trained[0].path("weights.safetensors"), tmp_path / "images.npy"
+    np.save(images, np.zeros((2, SIZE, SIZE)))
+    sets = ["--train", folders / "train", "--test", folders / "test"]
+    for said, *arguments in (
+        ("all equal", "predict", weights, images),
+        ("was trained on roulette_sis, not on deeplense_1", "evaluate", weights, test_data.folder),
+        ("invalid choice: 'angles'", "regress", "moments", *sets, "--targets", "angles"),
+        ("unknown optimizer 'adamax'", "regress", "moments", *sets, "--optimizer", "adamax"),
+        ("does not draw the axion mass", "regress", "moments", *sets, "--targets", "axion_mass"),
+        ("set augment to none", "regress", "moments", *sets, "--targets", "raw", "--image-size", SIZE),
+    ):
+        code, out, errors = run(*arguments)
+        assert (code, out) == (2, "")
+        assert len(errors) == 1, errors
+        assert said in errors[0]

@@ -66,7 +66,7 @@ class MomentNetwork(nn.Module):
 @register(
     "moments",
     "moments",
-    source="central moments to order 6 (Hu 1962, IRE Trans. Inf. Theory 8, 179) and three hidden layers; own",
+    source="central moments to order 6 (Hu 1962, IRE Trans. Inf. Theory 8, 179) and three hidden layers; lenslib",
     takes_size=lambda size: size >= 16,
     size_rule="16 pixels or more",
 )
