@@ -128,7 +128,7 @@ def test_masses_are_decimal_logarithms():
         ("deeplense_1", "parameters", "those of roulette recipes"),
         ("roulette_sis", "axion_mass", "does not draw the axion mass"),
         ("matched_hst", "axion_mass", "does not draw"),
-        ("deeplense_1", "mass_fraction", "does not draw the mass fraction"),
+        ("roulette_sis", "mass_fraction", "does not draw the mass fraction"),
         ("roulette_sis", "parameter", "did you mean parameters"),
     ],
 )
