@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 from lenslib.errors import InputError
@@ -47,11 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="new folder")
     fit.add_argument("--templates", type=int, default=16384, help="smooth lenses that the search starts from")
     _add_train(command("train", _train, "train a network, on a folder or a stream, and write its run folder"))
+    _add_regress(command("regress", _regress, "train a network to measure parameters, and write its run folder"))
     evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
     evaluate.add_argument("weights", type=Path)
     evaluate.add_argument("data", type=Path, help="data-set folder")
     evaluate.add_argument("--json", action="store_true")
-    predict = command("predict", _predict, "class probabilities of images (.npy files or folders of them)")
+    predict = command("predict", _predict, "what weights say of images (.npy files or folders of them)")
     predict.add_argument("weights", type=Path)
     predict.add_argument("images", type=Path, nargs="+")
     predict.add_argument("--json", action="store_true")
@@ -89,8 +91,6 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    from lenslib.training import Settings
-
     parser.add_argument("model", help="a name (see `lenslib models`)")
     parser.add_argument(
         "--train", type=Path, required=True, metavar="DIR", help="data-set folder to train on; with --stream, a recipe"
@@ -101,6 +101,22 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--validation-seed", type=int, default=3, metavar="SEED", help="of the images that choose a stream's epoch"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a stream's recipe")
+    _add_run(parser)
+
+
+def _add_regress(parser: argparse.ArgumentParser) -> None:
+    from lenslib.targets import KINDS
+
+    parser.add_argument("model", help="a name (see `lenslib models`)")
+    parser.add_argument("--train", type=Path, required=True, metavar="DIR", help="data-set folder to train on")
+    parser.add_argument("--targets", choices=KINDS, default=KINDS[0], help=f"what to learn (default: {KINDS[0]})")
+    _add_run(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """The options of every training run."""
+    from lenslib.training import Settings
+
     parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="data-set folder never trained on")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--profile", default="laptop", help="first folder under results")
@@ -215,11 +231,42 @@ def _train(options) -> None:
     print(f"{run.folder}: macro AUC {auc['value']:.4f} (95 % interval {auc['low']:.4f} to {auc['high']:.4f})")
 
 
+def _regress(options) -> None:
+    from lenslib.observable import hidden_targets
+    from lenslib.regression import check_settings, estimate, open_sets, record_regression, train_regressor
+    from lenslib.training import Settings
+
+    settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
+    training, test, targets = open_sets(options.train, options.test, options.targets)
+    check_settings(targets, settings)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hidden = hidden_targets(training.recipe, targets)
+    for warning in said:
+        print(f"lenslib: warning: {warning.message}", file=sys.stderr)
+    model, size, crop = options.model, options.image_size, options.crop
+    trained, targets = train_regressor(training, targets, model, size, settings, options.device, crop=crop)
+    truth, found, rate = estimate(trained, test, targets, model, size, crop)
+    place = (options.results, options.profile, model, size, settings, trained, training, test, targets)
+    run = record_regression(*place, truth, found, rate, hidden, crop=crop)
+    error = run.metrics.get("mae", {})
+    print(f"{run.folder}: " + (_interval("mean absolute error", error) if error else "no target can be seen"))
+
+
+def _interval(name: str, metric: dict) -> str:
+    return f"{name} {metric['value']:.4g} (95 % interval {metric['low']:.4g} to {metric['high']:.4g})"
+
+
 def _evaluate(options) -> None:
     from lenslib.dataset import open_dataset
-    from lenslib.inference import load_classifier
+    from lenslib.inference import estimates_numbers, load_classifier, load_estimator
     from lenslib.metrics import classification_metrics
+    from lenslib.regression import judge
 
+    if estimates_numbers(options.weights):
+        data = open_dataset(options.data)
+        _print_metrics(judge(load_estimator(options.weights, data.recipe), data), options.json)
+        return
     classifier, data = load_classifier(options.weights), open_dataset(options.data)
     if classifier.classes != data.classes or classifier.native_size != data.images.shape[-1]:
         raise InputError(
@@ -227,27 +274,31 @@ def _evaluate(options) -> None:
             f"{', '.join(classifier.classes)}); '{options.data}' holds {data.recipe.name}"
         )
     metrics = classification_metrics(data.labels, classifier.probabilities(data.images), data.classes)
+    _print_metrics(metrics, options.json)
+
+
+def _print_metrics(metrics: dict, as_json: bool) -> None:
     row = {"value": "", "low": "", "high": ""}  # a metric may lack an interval, or be a text
     rows = [row | (metric if isinstance(metric, dict) else {"value": metric}) for metric in metrics.values()]
-    print_table([{"metric": name} | row for name, row in zip(metrics, rows, strict=True)], options.json)
+    print_table([{"metric": name} | row for name, row in zip(metrics, rows, strict=True)], as_json)
 
 
 def _predict(options) -> int:
-    from lenslib.inference import find_images, load_classifier, predict_files
+    from lenslib.inference import estimates_numbers, find_images, load_classifier, load_estimator, predict_files
 
-    classifier = load_classifier(options.weights)
+    numbers = estimates_numbers(options.weights)
+    network = (load_estimator if numbers else load_classifier)(options.weights)
     rows, failed = [], 0
-    for path, answer in predict_files(classifier, find_images(options.images)):
+    for path, answer in predict_files(network, find_images(options.images)):
         if isinstance(answer, InputError):
             print(f"lenslib: {answer}", file=sys.stderr)
             failed += 1
             continue
-        for k, probabilities in enumerate(answer):
-            file = str(path) if len(answer) == 1 else f"{path}[{k}]"
-            best = classifier.classes[probabilities.argmax()]
-            rows.append(
-                {"file": file, "class": best} | dict(zip(classifier.classes, probabilities.tolist(), strict=True))
-            )
+        for k, values in enumerate(answer):
+            row = {"file": str(path) if len(answer) == 1 else f"{path}[{k}]"}
+            names = network.targets.names if numbers else network.classes
+            row |= {} if numbers else {"class": names[values.argmax()]}
+            rows.append(row | dict(zip(names, values.tolist(), strict=True)))
     if rows:
         print_table(rows, options.json)
     # a single bad file is bad input; one among many is a table with a gap

@@ -59,6 +59,8 @@ class Classifier:
         parts = (self.prepare(images[first : first + 512]) for first in range(0, len(images), 512))
         return np.concatenate([predict_logits(self.network, part).softmax(1).numpy() for part in parts])
 
+    answers = probabilities
+
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Raw images as this network sees them."""
         return prepare(images, self.image_size, self.crop)
@@ -156,6 +158,11 @@ class Estimator:
         same = {name: value for name, value in self.targets.constants.items() if not isinstance(value, str)}
         return found | {name: torch.full((len(images),), value, dtype=torch.float64) for name, value in same.items()}
 
+    def answers(self, images: Tensor | np.ndarray) -> np.ndarray:
+        """Estimates [n, names], in the order of `targets.names`."""
+        found = self.labels(images)
+        return np.stack([found[name] for name in self.targets.names], 1)
+
     def labels(self, images: Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Estimates [n], float64 by name, of what was learned alone."""
         shape = (self.in_chans, self.native_size, self.native_size)
@@ -166,13 +173,19 @@ class Estimator:
             )
         parts = []
         for first in range(0, len(images), 512):
-            part = torch.as_tensor(np.asarray(images[first : first + 512]), dtype=torch.float32)
+            part = images[first : first + 512]
+            part = torch.as_tensor(part if isinstance(part, Tensor) else np.array(part), dtype=torch.float32)
             bad = ~part.isfinite().flatten(1).all(1) | ~part.any(-1).flatten(1).any(1)
             if bad.any():
                 number = first + int(bad.nonzero()[0])
                 raise InputError(f"image {number} is zero everywhere or not finite: there is nothing to measure")
             parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop)))
         return self.targets.decode(torch.cat(parts).numpy())
+
+
+def estimates_numbers(path: str | Path) -> bool:
+    """Whether a weights file is that of an estimator."""
+    return "targets" in _metadata(path)
 
 
 def load_estimator(path: str | Path, recipe=None) -> Estimator:
@@ -245,12 +258,12 @@ def find_images(paths: list[str | Path]) -> list[Path]:
     return found
 
 
-def predict_files(classifier: Classifier, paths: list[Path], progress=True):
-    """Yield (path, probabilities [n, classes] or the InputError that says why there are none), in order."""
+def predict_files(network: Classifier | Estimator, paths: list[Path], progress=True):
+    """Yield (path, what `answers` of its images or the InputError that says why there is nothing), in order."""
     from tqdm import tqdm
 
     for path in tqdm(paths, desc="predict", unit="file", disable=None if progress else True):
         try:
-            yield path, classifier.probabilities(read_images(path, classifier.native_size, classifier.in_chans))
+            yield path, network.answers(read_images(path, network.native_size, network.in_chans))
         except InputError as error:
             yield path, error

@@ -1,6 +1,7 @@
 """Figures that more than one chapter draws. Every function returns the figure."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,15 +105,17 @@ def reliability(diagrams: Mapping[str, "object"]) -> Figure:
     return figure
 
 
-def loss_curves(histories: Mapping[str, "object"]) -> Figure:
-    """Training and validation loss, and validation AUC, by epoch; `histories` maps a label to a data frame."""
+def loss_curves(
+    histories: Mapping[str, "object"], loss: str = "cross entropy", score: str = "validation macro AUC"
+) -> Figure:
+    """Training and validation loss, and validation score, by epoch; `histories` maps a label to a data frame."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for colour, (label, history) in zip(COLOURS, histories.items(), strict=False):
+    for colour, (label, history) in zip(cycle(COLOURS), histories.items(), strict=False):
         axes[0].plot(history["epoch"], history["train_loss"], "--", color=colour)
         axes[0].plot(history["epoch"], history["val_loss"], "-", color=colour, label=label)
         axes[1].plot(history["epoch"], history["val_score"], "-o", ms=3, color=colour, label=label)
-    axes[0].set(xlabel="epoch", ylabel="cross entropy (dashed: training)", yscale="log")
-    axes[1].set(xlabel="epoch", ylabel="validation macro AUC")
+    axes[0].set(xlabel="epoch", ylabel=f"{loss} (dashed: training)", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel=score)
     axes[1].legend(fontsize=8)
     return figure
 
@@ -126,4 +129,44 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> Fi
     axis.set_yticks([-place for place in range(len(rows))], [name for name, _ in rows], fontsize=8)
     axis.set_xlabel(label)
     axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def deviations(values: Mapping[str, np.ndarray], middle: float = 0.9, most: int = 6) -> Figure:
+    """Histograms of deviations [n] by name, the first `most`: all above, the `middle` share of them below."""
+    names = list(values)[:most]
+    figure, axes = plt.subplots(
+        2, len(names), figsize=(2.1 * len(names) + 0.6, 4.2), squeeze=False, layout="constrained"
+    )
+    for (above, below), name in zip(axes.T, names, strict=True):
+        shown = values[name][np.isfinite(values[name])]
+        low, high = np.quantile(shown, [(1 - middle) / 2, (1 + middle) / 2])
+        for axis, bounds in ((above, (shown.min(), shown.max())), (below, (low, high))):
+            axis.hist(shown, bins=41, range=bounds, color=COLOURS[0])
+            axis.axvline(shown.mean(), color=COLOURS[4], ls="--", lw=1)
+            for side in (-1, 1):
+                axis.axvline(shown.mean() + side * shown.std(), color=COLOURS[1], ls=":", lw=1)
+            axis.set_xlim(*bounds)
+            axis.tick_params(labelsize=7)
+        above.set_yscale("log")
+        above.set_title(name.replace("_", " "), fontsize=9)
+    axes[0, 0].set_ylabel("images", fontsize=8)
+    axes[1, 0].set_ylabel("images, the middle part", fontsize=8)
+    figure.supxlabel("estimate less truth", fontsize=9)
+    return figure
+
+
+def against_truth(truth: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], most: int = 6) -> Figure:
+    """Estimates against truths [n] by name, the first `most`."""
+    names = list(found)[:most]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(2.1 * len(names) + 0.6, 2.4), squeeze=False, layout="constrained"
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot(truth[name], found[name], ",", color=COLOURS[0])
+        axis.axline((np.median(truth[name]),) * 2, slope=1, color=COLOURS[4], lw=0.8)
+        axis.set_title(name.replace("_", " "), fontsize=9)
+        axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("estimate", fontsize=8)
+    figure.supxlabel("truth", fontsize=9)
     return figure

@@ -57,6 +57,12 @@ def open_sets(train_data, test_data, targets: str, recipe: str | None = None) ->
     return training, test, find_targets(training.recipe, targets)
 
 
+def check_settings(targets: Targets, settings: Settings) -> None:
+    """InputError for settings that these targets cannot be trained with."""
+    if targets.kind == "raw" and settings.augment != "none":
+        raise InputError("raw targets do not turn with the image: set augment to none")
+
+
 def train_regressor(
     data: DataSet,
     targets: Targets,
@@ -76,8 +82,7 @@ def train_regressor(
     info = model_info(model)
     if info.family == "autoencoder":
         raise InputError(f"{model} is an autoencoder: it gives back images, not numbers; choose another model")
-    if targets.kind == "raw" and settings.augment != "none":
-        raise InputError("raw targets do not turn with the image: set augment to none")
+    check_settings(targets, settings)
     rows = counted(targets, data)[: train_count or None]
     if len(rows) < 3:
         raise InputError(
@@ -105,15 +110,25 @@ def estimate(
     trained: Trained, data: DataSet, targets: Targets, model: str, image_size: int, crop: int | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
     """True labels and estimates of a data set, by name [n], and the images judged per second."""
-    rows = counted(targets, data)
-    estimator = Estimator(
-        trained.model, model, data.recipe.name, "", targets, image_size, data.images.shape[-1], crop, data.channels
+    pixels, name = data.images.shape[-1], data.recipe.name
+    return _estimated(Estimator(trained.model, model, name, "", targets, image_size, pixels, crop, data.channels), data)
+
+
+def _estimated(estimator: Estimator, data: DataSet):
+    rows, start = counted(estimator.targets, data), time.perf_counter()
+    found = np.concatenate(
+        [estimator.answers(data.images[part]) for part in np.array_split(rows, -(-len(rows) // 512))]
     )
-    start = time.perf_counter()
-    parts = [estimator.labels(data.images[part]) for part in np.array_split(rows, -(-len(rows) // 512))]
     rate = len(rows) / (time.perf_counter() - start)
-    found = {name: np.concatenate([part[name] for part in parts]) for name in targets.names}
-    return targets.label(data.params.iloc[rows]), found, rate
+    names = estimator.targets.names
+    truth = estimator.targets.label(data.params.iloc[rows])
+    return truth, {name: found[:, k] for k, name in enumerate(names)}, rate
+
+
+def judge(estimator: Estimator, data: DataSet) -> dict:
+    """`regression_metrics` of loaded weights on a data set."""
+    truth, found, _ = _estimated(estimator, data)
+    return regression_metrics(estimator.targets, truth, found)
 
 
 def regression_metrics(

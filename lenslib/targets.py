@@ -203,7 +203,8 @@ def find_targets(recipe, kind: str) -> Targets:
     roulette = getattr(recipe, "kind", "") == "roulette"
     if kind in ("axion_mass", "mass_fraction"):
         drawn = {} if roulette or not hasattr(recipe, "draw") else recipe.draw(0, 0)[1]
-        if np.ptp(np.nan_to_num(drawn.get(kind, np.zeros(1)))) == 0:
+        values = np.nan_to_num(np.asarray(drawn.get(kind, np.zeros(1)), float))
+        if len(np.unique(values[values > 0])) < 2:
             raise InputError(
                 f"{recipe.name} does not draw the {kind.replace('_', ' ')} of its images: nothing to learn"
             )

@@ -11,6 +11,7 @@ from lenslib.models import (  # noqa: F401  (importing a family registers its mo
     cswin,
     equivariant,
     mobile_former,
+    moments,
     rvt,
     transformers,
 )

@@ -35,6 +35,8 @@ def _timm(name: str, paper: str, sizes: dict, facts: dict, model: str | None = N
     register_timm(name, "convolutional", paper, sizes, facts, model)
 
 
+# the paper's shallowest, with 512 in place of 4096 in its head, where most of the weights of a VGG are
+register_timm("vgg11_bn_narrow", "convolutional", VGG, at_least(32), DENSE, "vgg11_bn", mlp_ratio=0.125)
 _timm("vgg16_bn", VGG, at_least(32), DENSE | IMAGENET)
 _timm("vgg19_bn", VGG, at_least(32), DENSE | IMAGENET)
 _timm("resnet18", RESNET, at_least(32), DENSE | IMAGENET)
@@ -66,6 +68,23 @@ register_torchvision(
     "Krizhevsky 2014, arXiv:1404.5997",
     remainders(8, (0, 1, 7), least=63),  # kernel 11, stride 4, padding 2, then a pooling of 3, stride 2
     DENSE | IMAGENET,
+)
+
+
+def _narrow_head(network: nn.Module, width: int = 512) -> None:
+    """Two hidden layers of `width` in place of 4096, which hold nine tenths of AlexNet's weights."""
+    head = network.classifier
+    head[1], head[4] = nn.Linear(head[1].in_features, width), nn.Linear(width, width)
+    head[6] = nn.Linear(width, head[6].out_features)
+
+
+register_torchvision(
+    "alexnet_narrow",
+    "Krizhevsky 2014, arXiv:1404.5997, a head of 512",
+    remainders(8, (0, 1, 7), least=63),
+    DENSE,
+    model="alexnet",
+    change=_narrow_head,
 )
 register_torchvision(
     "squeezenet1_1",

@@ -9,7 +9,7 @@ from torch import nn
 
 from lenslib.errors import InputError, unknown
 
-FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder")
+FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder", "moments")
 
 
 @dataclass(frozen=True)
