@@ -210,6 +210,35 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
     return Estimator(network, *facts, size, native_size, crop, in_chans)
 
 
+def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: int = 30, progress: bool = False):
+    """Lenses and sources fitted to images [n, 1, h, w] by Levenberg and Marquardt's method through the simulator, from
+    `starts`: parameters by name, each [n] (`Estimator.params`), or a search's (`Templates`, `RouletteTemplates`).
+
+    Of a roulette recipe, whose noise is its own, or a smooth lens and source of any other (see
+    `lenslib.roulette_fit.refine_roulettes` and `lenslib.refine.refine`), which needs `noise`: the standard deviation of
+    every pixel. Returns a `Fit`: parameters with covariances, chi-square, whether it converged, residuals.
+    InputError for images of the wrong size, all zero or not finite, and a noise map that is missing or not positive.
+    """
+    if recipe.kind == "roulette":
+        from lenslib.roulette_fit import refine_roulettes
+
+        if noise is not None:
+            raise InputError(f"{recipe.name} knows its noise, instrument.noise_sd: leave out the noise map")
+        return refine_roulettes(recipe, images, starts, steps, progress)
+    from lenslib import refine as smooth
+
+    if noise is None:
+        raise InputError(f"{recipe.name} needs the noise of every pixel: see lenslib.refine.noise_map")
+    return smooth.refine(recipe, images, noise, starts, steps, progress)
+
+
+def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixels: int = 64) -> Tensor:
+    """The sources without their lenses, [n, 1, pixels, pixels]: see `lenslib.delens.delens`."""
+    from lenslib import delens as undone
+
+    return undone.delens(recipe, images, params, width, pixels)
+
+
 def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:
     """Images [n, in_chans, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass],
     or from the first image of a FITS file. Colours may come first or last.

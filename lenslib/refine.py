@@ -5,6 +5,7 @@ fit = refine(recipe, images, noise, templates.starts(images))
 fit.residual                                      # what the smooth lens and source leave, in standard deviations
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,6 +39,8 @@ _STEP = 2e-3
 SLOTS = 16
 # a fit has converged when a step promises to lower chi-square by less
 PROMISE = 0.05
+# eigenvalues of a curvature of unit diagonal below this are rounding
+_DIGITS = 1e-7
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Fit:
         return self.covariance[:, k, k].sqrt()
 
 
+# the fields of a `Fit` that have a value for each image
+_VALUES = ("covariance", "chi_square", "freedom", "converged", "steps", "model", "residual")
+
+
 def free_names(recipe: Recipe) -> tuple[str, ...]:
     """The parameters of a recipe's smooth lens and light that a fit moves."""
     names = [*recipe.lens.parameters, *_GALAXY, *(f"source_{name}" for name in _SHAPE)]
@@ -89,6 +96,8 @@ def smooth(recipe: Recipe) -> Recipe:
 class _Model:
     """The simulator as a function of the fitted numbers [n, k]."""
 
+    fixed_shape = True
+
     def __init__(self, recipe: Recipe):
         self.recipe, self.names = smooth(recipe), free_names(recipe)
         bounds = [_BOUNDS.get(name, (-20.0, 20.0)) for name in self.names]
@@ -105,6 +114,10 @@ class _Model:
 
     def bounded(self, numbers: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(numbers, self.low), self.high)
+
+    def units(self, numbers: Tensor) -> Tensor:
+        """Derivatives [n, k, k] of the parameters by the fitted numbers: a logarithm's deviation is a relative one."""
+        return torch.where(self.logarithmic, numbers.exp(), 1.0).diag_embed()
 
     def images(self, numbers: Tensor) -> Tensor:
         """[n, pixels]."""
@@ -188,11 +201,18 @@ def refine(
     positive.
     """
     model = _Model(recipe)
-    _check(model.recipe, images, noise)
+    check_images(recipe, images)
+    _check_noise(images, noise)
     starts = model.pack(starts)[:, None] if isinstance(starts, dict) else starts
-    best, rest = None, torch.arange(len(images))
+    return best_of(starts, lambda rows, start: fit_all(model, images[rows], noise[rows], start, steps, progress))
+
+
+def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit]) -> Fit:
+    """The best fits of those that `fit(rows, starts)` finds: from each of the starts [n, s, k] in turn, for the images
+    whose fits are not yet good."""
+    best, rest = None, torch.arange(len(starts))
     for k in range(starts.shape[1]):
-        found = _fit_all(model, images[rest], noise[rest], starts[rest, k], steps, progress)
+        found = fit(rest, starts[rest, k])
         best = found if best is None else _better(best, found, rest)
         rest = (~best.good).nonzero()[:, 0]
         if not len(rest):
@@ -200,40 +220,63 @@ def refine(
     return best
 
 
-def _check(recipe: Recipe, images: Tensor, noise: Tensor) -> None:
+def check_images(recipe, images: Tensor) -> None:
+    """InputError, which names the image, for images that are not [n, 1, h, w] of the recipe's size, not finite or all
+    zero."""
     pixels = recipe.instrument.pixels
-    if images.ndim != 4 or images.shape[1:] != (1, pixels, pixels):
+    if images.ndim != 4 or images.shape[1:] != (1, pixels, pixels) or not len(images):
         raise InputError(f"images have shape {tuple(images.shape)}, and {recipe.name} has [n, 1, {pixels}, {pixels}]")
+    _refuse(images, "is NaN or infinite", ~images.isfinite())
+    _refuse(images, "is zero everywhere", (images == 0).all((1, 2, 3), keepdim=True))
+
+
+def _check_noise(images: Tensor, noise: Tensor) -> None:
     if noise.shape != images.shape:
         raise InputError(f"noise has shape {tuple(noise.shape)}, images {tuple(images.shape)}: give one for each pixel")
-    for what, wrong in (
-        ("is NaN or infinite", (~images.isfinite()).any((1, 2, 3))),
-        ("has noise that is not positive", (~(noise > 0)).any((1, 2, 3))),
-        ("is zero everywhere", (images == 0).all((1, 2, 3))),
-    ):
-        if wrong.any():
-            raise InputError(f"image {int(wrong.nonzero()[0])} {what}")
+    _refuse(images, "has noise that is not positive", ~(noise > 0))
+
+
+def _refuse(images: Tensor, what: str, wrong: Tensor) -> None:
+    wrong = wrong.flatten(1).any(1)
+    if wrong.any():
+        raise InputError(f"image {int(wrong.nonzero()[0])} {what}")
 
 
 def _better(best: Fit, found: Fit, rest: Tensor) -> Fit:
     """`best` with those of its fits at `rest` replaced that `found` betters."""
-    rank = lambda fit: fit.chi_square - fit.converged.float() * 1e-3  # noqa: E731
-    mine = rank(found) < rank(
-        replace(best, **{name: getattr(best, name)[rest] for name in ("chi_square", "converged")})
-    )
-    changes = {}
-    for name in ("covariance", "chi_square", "freedom", "converged", "steps", "model", "residual"):
-        changes[name] = getattr(best, name).clone()
-        changes[name][rest[mine]] = getattr(found, name)[mine]
-    params = {name: value.clone() for name, value in best.params.items()}
-    for name, value in params.items():
-        value[rest[mine]] = found.params[name][mine]
+    before = best.chi_square[rest] - best.converged[rest].float() * 1e-3
+    mine = found.chi_square - found.converged.float() * 1e-3 < before
+    return _replaced(best, found, rest[mine], mine)
+
+
+def take_over(best: Fit, found: Fit, rows: Tensor) -> Fit:
+    """`best` with its fits at `rows` replaced by those of `found` that are good."""
+    return _replaced(best, found, rows[found.good], found.good)
+
+
+def joined(fits: list[Fit], order: Tensor) -> Fit:
+    """Fits one after another, then in the order of their indices `order` [n]."""
+    parts = {name: torch.cat([getattr(fit, name) for fit in fits])[order] for name in _VALUES}
+    params = {name: torch.cat([fit.params[name] for fit in fits])[order] for name in fits[0].params}
+    return replace(fits[0], params=params, **parts)
+
+
+def _replaced(best: Fit, found: Fit, rows: Tensor, mine: Tensor) -> Fit:
+    def merged(ours: Tensor, theirs: Tensor) -> Tensor:
+        ours = ours.clone()
+        ours[rows] = theirs[mine]
+        return ours
+
+    changes = {name: merged(getattr(best, name), getattr(found, name)) for name in _VALUES}
+    params = {name: merged(value, found.params[name]) for name, value in best.params.items()}
     return replace(best, params=params, **changes)
 
 
 @torch.no_grad()
-def _fit_all(model: _Model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, progress: bool) -> Fit:
-    """One fit an image. `SLOTS` are under way at any time: one that ends makes room for the next."""
+def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, progress: bool) -> Fit:
+    """One fit an image, of a model such as `_Model`, from numbers [n, k].
+
+    `SLOTS` are under way at any time: one that ends makes room for the next."""
     data, weight = images.flatten(1), 1 / noise.flatten(1)
     n, k = numbers.shape
     numbers, damping = numbers.clone(), torch.full((n,), 1e-2)
@@ -247,8 +290,9 @@ def _fit_all(model: _Model, images: Tensor, noise: Tensor, numbers: Tensor, step
     under_way = [waiting.pop() for _ in range(min(SLOTS, n))]
     with tqdm(total=n, desc="fit", unit="image", disable=None if progress else True) as bar:
         while under_way:
-            # slots without an image repeat the first
-            slots = torch.tensor(under_way + under_way[:1] * (SLOTS - len(under_way)))
+            # slots without an image repeat the first, where what is compiled is for one number of images
+            spare = SLOTS if model.fixed_shape else 1
+            slots = torch.tensor(under_way + under_way[:1] * (spare - len(under_way)))
             here, slopes = model.images_and_slopes(numbers[slots])
             slopes, left = slopes * weight[slots, None], (data[slots] - here) * weight[slots]
             chi[slots] = left.square().sum(1)
@@ -262,14 +306,15 @@ def _fit_all(model: _Model, images: Tensor, noise: Tensor, numbers: Tensor, step
             bar.update(len(ended))
             under_way = [i for i in under_way if i not in ended]
             under_way += [waiting.pop() for _ in range(min(SLOTS - len(under_way), len(waiting)))]
-    return _conclude(model, images, noise, numbers, curvature, converged, steps_done)
+    drawn = torch.cat([model.images(part) for part in padded(numbers)])[:n].view_as(images)
+    return conclude(model, images, noise, numbers, curvature, converged, steps_done, drawn)
 
 
 def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight, tries: int = 4):
     """The best of a few damped steps from each slot's numbers, [slots, k], and by how much chi-square would fall were
     it a parabola. Damping is lowered by a step that helps and raised by one that does not."""
     here, diagonal = numbers[slots], curvature[slots].diagonal(dim1=1, dim2=2)
-    floor = 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12
+    floor = 1e-7 * diagonal + 1e-12 * diagonal.amax(1, keepdim=True) + 1e-12
     lower, promise = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots))
     chosen = here.clone()
     for _ in range(tries):
@@ -290,22 +335,27 @@ def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, w
     return chosen, promise
 
 
-def _conclude(model: _Model, images, noise, numbers, curvature, converged, steps) -> Fit:
-    n = len(images)
-    parts = [model.images(part) for part in _padded(numbers)]
-    drawn = torch.cat(parts)[:n].view_as(images)
-    residual = (images - drawn) / noise
-    params = model.unpack(numbers)
-    # a logarithm's deviation is a relative one
-    units = torch.stack([params[name] if name in _POSITIVE else torch.ones(n) for name in model.names], 1)
-    inverse = torch.linalg.pinv(curvature.double(), hermitian=True).float()
-    covariance = inverse * units[:, :, None] * units[:, None]
+def conclude(model, images, noise, numbers, curvature, converged, steps, drawn) -> Fit:
+    """The fits that ended at numbers [n, k] with images `drawn`."""
+    residual, units = (images - drawn) / noise, model.units(numbers).double()
+    covariance = units @ inverse(curvature) @ units.mT
     freedom = noise.isfinite().flatten(1).sum(1) - len(model.names)
     chi = residual.square().flatten(1).sum(1)
-    return Fit(model.names, params, covariance, chi, freedom, converged, steps, drawn, residual)
+    params = model.unpack(numbers)
+    return Fit(model.names, params, covariance.float(), chi, freedom, converged, steps, drawn, residual)
 
 
-def _padded(numbers: Tensor) -> list[Tensor]:
+def inverse(curvature: Tensor) -> Tensor:
+    """Of curvatures [n, k, k], double precision: zero for numbers that were held, and at most as large as the digits of
+    single precision allow."""
+    diagonal = curvature.diagonal(dim1=1, dim2=2).double()
+    scale = torch.where(diagonal > 0, diagonal.clamp(min=1e-300).rsqrt(), 0.0)
+    values, vectors = torch.linalg.eigh(curvature.double() * scale[:, :, None] * scale[:, None])
+    root = vectors * scale[:, :, None] / values.clamp(min=_DIGITS).sqrt()[:, None]
+    return root @ root.mT
+
+
+def padded(numbers: Tensor) -> list[Tensor]:
     """In parts of `SLOTS` rows, the last filled up with its last row."""
     lack = -len(numbers) % SLOTS
-    return list(torch.cat([numbers, numbers[-1:].expand(lack, -1)]).split(SLOTS))
+    return list(torch.cat([numbers, numbers[-1:].expand(lack, *numbers.shape[1:])]).split(SLOTS))

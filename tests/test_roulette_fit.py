@@ -1,0 +1,154 @@
+"""Fits of roulette recipes: slopes, the way back to the truth, deviations that are true, and what cannot be fitted."""
+
+import pytest
+import torch
+
+from lenslib import load_recipe
+from lenslib.errors import InputError
+from lenslib.inference import refine
+from lenslib.roulette_fit import RouletteTemplates, refine_roulettes
+from lenslib.roulette_model import RouletteModel, _smooth
+from lenslib.targets import Targets
+
+# a scene a quarter of the thesis's in size
+SMALL = {
+    "instrument.pixels": 96,
+    "instrument.frame": 280,
+    "sampling.einstein_radius": [4, 14],
+    "sampling.radius": [20, 60],
+    "sampling.radius_again": [24, 60],
+    "sampling.smallest_sigma": 4,
+    "sampling.largest_sigma": [0.4, -0.05, 0.25],
+}
+COUNT = 24
+
+
+def scenes(name, seed=3, count=COUNT, **more):
+    recipe = load_recipe(name, SMALL | more)
+    batch = recipe.sample(count, seed)
+    return recipe, batch.images, batch.params
+
+
+def beside(recipe, truth):
+    """Starts as a network gives them: off by pixels and degrees, and without the camera's place."""
+    rng = torch.Generator().manual_seed(1)
+    off = {"x": 1.0, "y": 1.0, "einstein_radius": 0.5, "sigma1": 0.2, "sigma2": 0.2, "theta": 3.0}
+    return {name: truth[name] + size * torch.randn(len(truth[name]), generator=rng) for name, size in off.items()} | {
+        name: truth[name] for name in ("axis_ratio", "orientation") if name in truth
+    }
+
+
+def deviations(fit, truth, names):
+    """Errors of what was fitted, one label an image."""
+    targets = Targets("parameters", names)
+    found = {name: fit.params[name].numpy() for name in names}
+    labels = targets.label({name: value.numpy() for name, value in truth.items()})
+    return {name: torch.as_tensor(value) for name, value in targets.deviations(labels, found).items()}
+
+
+@pytest.mark.parametrize("noise", [0.0, 20.0])
+@pytest.mark.parametrize("name", ["roulette_sis", "raytrace_sie", "raytrace_pm"])
+def test_slopes_are_those_of_differences(name, noise):
+    recipe, _, truth = scenes(name, count=4, **{"instrument.noise_sd": noise})
+    model = RouletteModel(recipe, stride=7)
+    numbers = model.pack(truth).double()
+    numbers[0, -2:] = 1e-3  # almost round
+    place = model.x.double(), model.y.double()
+    _, _, slopes = _smooth(model._plan, numbers, *place, slopes=True)
+    for k in range(numbers.shape[1]):
+        step = torch.zeros_like(numbers)
+        step[:, k] = 1e-6
+        above, below = (_smooth(model._plan, numbers + sign * step, *place)[0] for sign in (1, -1))
+        difference = (above - below) / 2e-6
+        # but for pixels on the rim of the mask, which move in or out
+        apart = (difference - slopes[:, k]).abs() / (1 + slopes[:, k].abs().amax())
+        assert float(apart.quantile(0.99)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["roulette_sis", "raytrace_sis"])
+def test_fits_find_the_truth_through_the_bitmap(name):
+    recipe, images, truth = scenes(name)
+    fit = refine(recipe, images, beside(recipe, truth))
+    assert fit.converged.float().mean() >= 0.95
+    assert fit.good.float().mean() >= 0.9
+    errors = deviations(fit, truth, ("x", "y", "einstein_radius", "sigma1", "sigma2", "theta"))
+    # the smallest sources have four pixels: half of the lenses are known to a twentieth of one
+    for parameter in ("x", "y", "einstein_radius", "sigma1", "sigma2"):
+        assert float(errors[parameter].abs().median()) < 0.05
+    placed = fit.uncertainty("centre_x") == 0
+    assert placed.any()
+    assert (fit.params["centre_x"][placed] == truth["centre_x"][placed]).float().mean() > 0.95
+
+
+def test_the_stated_deviations_are_true():
+    """With Gaussian noise, about 68 % of all parameters lie within one deviation and 95 % within two."""
+    recipe, images, truth = scenes(
+        "raytrace_sis", count=32, **{"instrument.noise_sd": 8.0, "instrument.lookup": "exact"}
+    )
+    fit = refine(recipe, images, beside(recipe, truth))
+    assert fit.good.float().mean() > 0.9
+    errors = deviations(fit, truth, ("x", "y", "einstein_radius", "sigma1", "sigma2"))
+    pulls = torch.stack([errors[name] / fit.uncertainty(name) for name in errors])[:, fit.good].abs()
+    # 32 lenses, whose parameters go together: four deviations of 32 draws
+    assert float((pulls < 1).float().mean()) == pytest.approx(0.68, abs=0.33)
+    assert float((pulls < 2).float().mean()) > 0.79
+
+
+def test_a_search_starts_fits_without_the_truth():
+    recipe, images, _ = scenes("raytrace_sis", count=12, **{"instrument.lookup": "exact"})
+    fit = refine(recipe, images, RouletteTemplates(recipe, 2048).starts(images))
+    assert fit.good.float().mean() >= 0.7
+
+
+def test_residuals_are_the_image_less_the_model_in_deviations():
+    recipe, images, truth = scenes("raytrace_sis", count=4)
+    fit = refine(recipe, images, beside(recipe, truth))
+    seen = fit.residual != 0
+    noise = ((images - fit.model) / fit.residual)[seen]
+    # never below that of rounding
+    assert float(noise.min()) > 0.99 * (1 / 12) ** 0.5
+    torch.testing.assert_close(fit.residual.square().sum((1, 2, 3)), fit.chi_square)
+
+
+def test_a_fit_that_does_not_converge_is_flagged():
+    recipe, images, truth = scenes(
+        "raytrace_sis", count=4, **{"instrument.lookup": "exact", "instrument.noise_sd": 2.0}
+    )
+    far = beside(recipe, truth)
+    far = far | {"x": -far["x"], "y": -far["y"], "sigma1": 3 * far["sigma1"]}
+    fit = refine_roulettes(recipe, images, far, steps=1)
+    assert not fit.converged.any()
+    assert not fit.good.any()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda images: images[..., :-1], "images have shape"),
+        (lambda images: images * 0, "image 0 is zero everywhere"),
+        (lambda images: images / 0, "image 0 is NaN or infinite"),
+        (lambda images: images[:0], "images have shape"),
+    ],
+)
+def test_images_that_cannot_be_fitted(damage, said):
+    recipe, images, truth = scenes("roulette_sis", count=2)
+    with pytest.raises(InputError, match=said):
+        refine(recipe, damage(images), truth)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"sampling.chi": [30, 70]}, "varies chi"), ({"lens.terms": 5}, "a series of 5 terms is not yet the lens")],
+)
+def test_recipes_that_cannot_be_fitted(change, said):
+    recipe = load_recipe("roulette_sis", SMALL | change)
+    with pytest.raises(InputError, match=said):
+        RouletteModel(recipe)
+
+
+def test_a_roulette_knows_its_noise_and_a_start_needs_all_names():
+    recipe, images, truth = scenes("roulette_sis", count=2)
+    with pytest.raises(InputError, match="knows its noise"):
+        refine(recipe, images, truth, noise=images)
+    with pytest.raises(InputError, match="parameters lack sigma1"):
+        refine(recipe, images, {name: value for name, value in truth.items() if name != "sigma1"})
