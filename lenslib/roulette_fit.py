@@ -33,6 +33,8 @@ _LEFT = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
 _PLACES, _DECIDED, _EXPLAINED = 16, 25.0, 1.6
 # places along a fit's longest error at which a search begins, and how often it moves on to a neighbour
 _STOPS, _WALK = 9, 2
+# images from which on the half minute is worth it that compiling takes
+_WORTH_COMPILING = 48
 # pixels a side of a template
 _TEMPLATE = 50
 
@@ -45,18 +47,19 @@ def refine_roulettes(
 
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k]
     (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit. Where the camera
-    was moved by whole pixels and the image tells by how many, they are taken as known. Fits that explain the image
-    through the bitmap have the deviations of rounding and noise alone, the others those of the bitmap as well.
+    was moved by whole pixels and an image without noise tells by how many, they are taken as known. Fits that explain
+    the image through the bitmap have the deviations of rounding alone, the others those of the bitmap as well.
     A fit that has not converged is flagged, not hidden.
     Raises InputError for images that are not finite, all zero, or not of the recipe's size, and recipes that vary chi.
     """
     check_images(recipe, images)
-    full = RouletteModel(recipe)
+    quick = len(images) >= _WORTH_COMPILING
+    full = RouletteModel(recipe, compiled=quick)
     starts = full.pack(starts)[:, None] if isinstance(starts, dict) else starts
     windows, parts = _windows(recipe, images), []
     for window in windows.unique().tolist():
         rows = (windows == window).nonzero()[:, 0]
-        view = RouletteModel(recipe, window, -(-window // _VIEW))
+        view = RouletteModel(recipe, window, -(-window // _VIEW), quick)
         parts.append((rows, _fit_view(full, view, images[rows], starts[rows], steps, progress)))
     order = torch.cat([rows for rows, _ in parts]).argsort()
     return joined([fit for _, fit in parts], order)
@@ -92,7 +95,11 @@ def _fit_view(full: RouletteModel, view: RouletteModel, images: Tensor, starts: 
         curvature = _curvature(full, numbers)
         fine = conclude(full, images, noise, numbers, curvature, found.converged, found.steps, drawn)
     fine = replace(fine, converged=fine.converged & found.converged)
-    return fine if full.recipe.instrument.lookup == "turned" else _through_the_bitmap(full, view, images, numbers, fine)
+    camera = full.recipe.instrument
+    # noise hides which pixel of the bitmap was read; a picture that was turned has none
+    if camera.noise_sd or camera.lookup == "turned":
+        return fine
+    return _through_the_bitmap(full, view, images, numbers, fine)
 
 
 def _first_noise(model: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
@@ -180,7 +187,7 @@ def _places(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: T
     knows least, and then at whole places about it; at last from the best of these to its neighbours.
     """
     found, decided = numbers.clone(), torch.zeros(len(numbers), dtype=bool)
-    noisy, lowest = full.recipe.instrument.noise_sd > 0, torch.full((len(numbers),), torch.inf)
+    lowest = torch.full((len(numbers),), torch.inf)
     for model, reach in ((view, 0), (view, 3), (full, 3), *[(view, None)] * _WALK):
         rows = (~decided).nonzero()[:, 0]
         if not len(rows):
@@ -192,7 +199,7 @@ def _places(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: T
             around = _best_tried(owner, *_polish(model, seen[owner], tried, _WARM), 1)[1]
             # mostly the nearest whole place explains all, and nothing else could
             near, chi = _polish(held, seen, nearest_place(model, around), _COOLING[3:10])
-            done = chi < _EXPLAINED * (seen >= 1).flatten(1).sum(1) if not noisy else torch.zeros_like(chi, dtype=bool)
+            done = chi < _EXPLAINED * (seen >= 1).flatten(1).sum(1)
             found[rows[done]], decided[rows[done]] = near[done], True
             rows, seen, around = rows[~done], seen[~done], around[~done]
             if not len(rows):
@@ -200,7 +207,7 @@ def _places(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: T
         owner, tried = _whole_places(model, around)
         owner, tried = _best_tried(owner, *_polish(held, seen[owner], tried, _COOLING[:3]), 3)
         tried, chi = _polish(held, seen[owner], tried, _COOLING[3:])
-        best, sure, left = _decision(model, seen, owner, tried, chi)
+        best, sure, left = _decision(seen, owner, tried, chi)
         better = left < lowest[rows]
         found[rows[better]], lowest[rows[better]], decided[rows] = best[better], left[better], sure
     return found, decided
@@ -225,7 +232,7 @@ def _best_tried(owner: Tensor, tried: Tensor, chi: Tensor, count: int) -> tuple[
     return owner[kept], tried[kept]
 
 
-def _decision(model: RouletteModel, images: Tensor, owner, tried, chi) -> tuple[Tensor, Tensor, Tensor]:
+def _decision(images: Tensor, owner, tried, chi) -> tuple[Tensor, Tensor, Tensor]:
     """The best numbers [n, k] of those tried for each image, whether there is no doubt [n], and what is left of
     chi-square for each lit pixel [n]."""
     lit = (images >= 1).flatten(1).sum(1)
@@ -235,8 +242,7 @@ def _decision(model: RouletteModel, images: Tensor, owner, tried, chi) -> tuple[
         order = mine[chi[mine].argsort()]
         best.append(tried[order[0]])
         alone = len(order) == 1 or bool(chi[order[1]] - chi[order[0]] > _DECIDED)
-        explained = model.recipe.instrument.noise_sd > 0 or bool(chi[order[0]] < _EXPLAINED * lit[i])
-        decided.append(alone and explained)
+        decided.append(alone and bool(chi[order[0]] < _EXPLAINED * lit[i]))
         left.append(chi[order[0]] / lit[i])
     return torch.stack(best), torch.tensor(decided), torch.stack(left)
 

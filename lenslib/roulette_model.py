@@ -34,7 +34,7 @@ class RouletteModel:
 
     fixed_shape = False
 
-    def __init__(self, recipe: RouletteRecipe, window: int | None = None, stride: int = 1):
+    def __init__(self, recipe: RouletteRecipe, window: int | None = None, stride: int = 1, compiled: bool = False):
         if recipe.sampling.chi[0] != recipe.sampling.chi[1]:
             raise InputError(
                 f"{recipe.name} varies chi, and an image shows einstein_radius / chi alone: give sampling.chi one value"
@@ -43,7 +43,7 @@ class RouletteModel:
             raise InputError(
                 f"{recipe.name}: a series of {recipe.lens.terms} terms is not yet the lens; a fit needs {_MANY_TERMS}"
             )
-        self.recipe, self.chi = recipe, float(recipe.sampling.chi[0])
+        self.compiled, self.recipe, self.chi = compiled, recipe, float(recipe.sampling.chi[0])
         lens = ("axis_ratio", "orientation") if recipe.lens.profile == "sie" else ()
         places = ("centre_x", "centre_y") if recipe.instrument.centring != "none" else ()
         self.lens_names = ("x", "y", "einstein_radius", *lens, *places)
@@ -127,6 +127,8 @@ class RouletteModel:
 
     def _run(self, kernel: int, plan, numbers: Tensor) -> tuple[Tensor, ...]:
         """A kernel for any number of images: in two sizes, because each is compiled for."""
+        if not self.compiled:
+            return _FUNCTIONS[kernel](plan, numbers, self.x, self.y)
         count = len(numbers)
         lack = (_FEW if count <= _FEW else SLOTS) - count
         filled = torch.cat([numbers, numbers[-1:].expand(lack, -1)])
@@ -284,10 +286,13 @@ def _read(plan, numbers, x, y) -> tuple[Tensor]:
     return (_clipped(found, noise)[0] if noise else found,)
 
 
+_FUNCTIONS = (_smooth, partial(_smooth, slopes=True), _read)
+
+
 @lru_cache
 def _kernels():
     """Compiled for images of any size."""
-    return [compiled(function, dynamic=True) for function in (_smooth, partial(_smooth, slopes=True), _read)]
+    return [compiled(function, dynamic=True) for function in _FUNCTIONS]
 
 
 def nearest_place(model: RouletteModel, numbers: Tensor) -> Tensor:
