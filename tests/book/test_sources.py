@@ -12,6 +12,8 @@ import sources  # noqa: E402
 
 # Batch.to_lenstronomy is a reader's view of a scene that is already drawn.
 HARMLESS = {("lenslib/simulate.py", "lenslib/interop.py")}
+# Estimates are refined, and lenses undone, when the network has been trained.
+HARMLESS |= {("lenslib/inference.py", f"lenslib/{name}.py") for name in ("refine", "roulette_fit", "delens")}
 
 
 def imported(path: str) -> set[str]:

@@ -9,7 +9,7 @@ from lenslib.notebooks import check, inspect, read
 
 REPOSITORY = Path(__file__).parents[2]
 NOTEBOOKS = sorted(REPOSITORY.glob("notebooks/*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "train"]
+CHAPTERS = [path for path in NOTEBOOKS if path.stem not in ("train", "regress")]
 PROFILES = sorted(REPOSITORY.glob("workflow/*.yaml"))
 
 
