@@ -23,6 +23,13 @@ LEAST_VALIDATION = 300
 
 
 def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet, DataSet]:
+    """`open_apart`, for folders of several classes; InputError for others."""
+    training, test = open_apart(train_data, test_data, recipe)
+    _check_classes(training, test)
+    return training, test
+
+
+def open_apart(train_data, test_data, recipe: str | None = None) -> tuple[DataSet, DataSet]:
     """Training and test folders, verified. InputError when they differ in recipe or could share an image."""
     training, test = open_dataset(train_data), open_dataset(test_data)
     if training.recipe != test.recipe:
@@ -31,7 +38,6 @@ def open_pair(train_data, test_data, recipe: str | None = None) -> tuple[DataSet
         raise InputError(f"'{train_data}' holds {training.recipe.name}, not {recipe}: name the folder of that recipe")
     if training.seed == test.seed:
         raise InputError(f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test would be seen")
-    _check_classes(training, test)
     return training, test
 
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from lenslib.classification import VALIDATION_SHARE
-from lenslib.dataset import DataSet, open_dataset, prepare
+from lenslib.classification import VALIDATION_SHARE, open_apart
+from lenslib.dataset import DataSet, prepare
 from lenslib.errors import InputError
 from lenslib.inference import Estimator, estimator_metadata
 from lenslib.models import create_model, model_info
@@ -47,13 +47,7 @@ class Numbers:
 def open_sets(train_data, test_data, targets: str, recipe: str | None = None) -> tuple[DataSet, DataSet, Targets]:
     """Training and test folders, verified, and the targets. InputError for unlike recipes, a shared seed, or a recipe
     that has no such targets."""
-    training, test = open_dataset(train_data), open_dataset(test_data)
-    if training.recipe != test.recipe:
-        raise InputError(f"'{train_data}' and '{test_data}' hold different recipes: simulate both from one")
-    if recipe is not None and training.recipe.name != recipe.rpartition("/")[2].removesuffix(".yaml"):
-        raise InputError(f"'{train_data}' holds {training.recipe.name}, not {recipe}: name the folder of that recipe")
-    if training.seed == test.seed:
-        raise InputError(f"'{train_data}' and '{test_data}' have the same seed {test.seed}: the test would be seen")
+    training, test = open_apart(train_data, test_data, recipe)
     return training, test, find_targets(training.recipe, targets)
 
 

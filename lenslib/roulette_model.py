@@ -2,6 +2,7 @@
 those that a camera reads from a bitmap of the source.
 """
 
+from copy import copy
 from functools import lru_cache, partial
 
 import torch
@@ -63,8 +64,7 @@ class RouletteModel:
 
     def freeze_centre(self) -> "RouletteModel":
         """The same with the camera's place held."""
-        model = RouletteModel.__new__(RouletteModel)
-        model.__dict__ |= self.__dict__
+        model = copy(self)
         model.frozen = tuple(k for k, name in enumerate(self.lens_names) if name.startswith("centre_"))
         return model
 
@@ -223,9 +223,9 @@ def _smooth(plan, numbers, x, y, slopes: bool = False):
     steps = {"x": (-1.0, 0.0), "y": (0.0, -1.0)}
     power = -2 if profile == "pm" else -1
     steps["einstein_radius"] = tuple(power * pull / given["einstein_radius"] for pull in (pull_x, pull_y))
-    for name, place in (("centre_x", x), ("centre_y", y), ("axis_ratio", None), ("orientation", None)):
+    for name, moves in (("centre_x", "x"), ("centre_y", "y"), ("axis_ratio",) * 2, ("orientation",) * 2):
         if name in names:
-            steps[name] = _step_of_ray(profile, given, x, y, name if place is None else place)
+            steps[name] = _step_of_ray(profile, given, x, y, moves)
     moved = [-(down_x * steps[name][0] + down_y * steps[name][1]) * _unit(name) for name in names]
     along, across, ring = at_x**2 - at_y**2, 2 * at_x * at_y, at_x**2 + at_y**2
     bent = (2 * even - odd) / squared * (g1 * along + g2 * across)
@@ -234,10 +234,9 @@ def _smooth(plan, numbers, x, y, slopes: bool = False):
     return shown, scatter, torch.stack([found * passed * slope for slope in (*moved, *shape)], 1)
 
 
-def _step_of_ray(profile: str, given: dict[str, Tensor], x: Tensor, y: Tensor, of: str | Tensor):
-    """How the end of a ray at (x, y) moves with x or y (given as themselves) or a parameter of the lens."""
+def _step_of_ray(profile: str, given: dict[str, Tensor], x: Tensor, y: Tensor, name: str):
+    """How the end of a ray at pixel (x, y) moves with x, y or a parameter of the lens."""
     kinds = {"x": x, "y": y} | {name: given[name] for name in ("axis_ratio", "orientation") if name in given}
-    name = of if isinstance(of, str) else ("x" if of is x else "y")
 
     def ray(value):
         place = kinds | {name: value}

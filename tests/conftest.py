@@ -86,3 +86,18 @@ def shipped_recipe(galaxy_pictures):
         return load_recipe(name, pictures | (overrides or {}))
 
     return load
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command and returns (exit code, standard output, lines of standard error)."""
+
+    from lenslib.cli import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return stop.value.code, said.out, said.err.splitlines()
+
+    return call

@@ -18,19 +18,6 @@ from lenslib.records import load_runs
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs a command and returns (exit code, standard output, lines of standard error)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return stop.value.code, said.out, said.err.splitlines()
-
-    return call
-
-
-@pytest.fixture
 def refused(run):
     """Asserts that a command is bad input: code 2, nothing on standard output, one line that holds `said`."""
 

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lenslib import load_recipe
-from lenslib.cli import main
 from lenslib.dataset import write_dataset
 from lenslib.errors import InputError
 from lenslib.inference import load_classifier, load_estimator, predict_files
@@ -248,19 +247,6 @@ def test_the_loss_is_of_the_scaled_targets(folders):
         with torch.no_grad():
             expected = ((done.model(images) - encoded).abs() ** power).mean()
         assert done.history[0]["val_loss"] == pytest.approx(float(expected), rel=1e-3)
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command and returns (exit code, standard output, lines of standard error)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return stop.value.code, said.out, said.err.splitlines()
-
-    return call
 
 
 def test_the_command_trains_and_its_weights_answer(run, folders, tmp_path):
