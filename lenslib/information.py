@@ -22,10 +22,9 @@ from torch import Tensor
 from lenslib.compilation import compiled
 from lenslib.errors import InputError, unknown
 from lenslib.instruments import convolve
-from lenslib.optics import substructure_deflection
 from lenslib.roulette_images import axes
 from lenslib.roulette_images import light as roulette_light
-from lenslib.simulate import _render, _scene
+from lenslib.simulate import EAGER, render_by
 
 # of rounding to whole numbers, when what is rounded spans several of them
 ROUNDING_VARIANCE = 1 / 12
@@ -351,10 +350,11 @@ def _kernels():
 
 def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
     """Images before they are blurred and their derivatives, [1 + k, n, c, h, w]."""
+    unblurred = EAGER._replace(blur=lambda images, profiles, dense: images)
 
     def light(given):
         params = fixed | dict(zip(names, given.unbind(1), strict=True))
-        return _render(recipe, params, points, _scene, substructure_deflection, lambda images, profiles: images)
+        return render_by(unblurred, recipe, params, points)
 
     def slope(step):
         return torch.func.jvp(light, (values,), (step.expand_as(values),))[1]

@@ -6,10 +6,11 @@ because vectorised kernels round differently for other shapes. So image i depend
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,50 +66,90 @@ def render(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] 
 
     `params` as in `Batch.params`, `points` as for `substructure_deflection`; the point-spread function is applied.
     """
-    return _render(recipe, params, points, *EAGER)
+    return render_by(EAGER, recipe, params, points)
 
 
 @torch.no_grad()
 def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str, Tensor] | None = None) -> Tensor:
     """As `render`, by the compiled kernels that draw data sets: quick for many calls of one shape, no gradients."""
-    return _render(recipe, params, points, *_kernels(str(params["lens_theta_E"].device)))
+    return render_by(_kernels(str(params["lens_theta_E"].device)), recipe, params, points)
 
 
-def _render(recipe, params, points, scene, deflection, blur) -> Tensor:
-    some, instrument = params["lens_theta_E"], recipe.instrument
-    # wide wings bring in light from beyond the edge, where it is drawn as well
-    margin = instrument.psf.margin(instrument.pixel_scale)
-    x, y = _grid(instrument.pixels + 2 * margin, instrument.pixel_scale, some.device, some.dtype)
-    alpha = deflection(points, x, y) if points else some.new_zeros(2, len(some), *x.shape)
-    light = scene(params, *alpha, x, y, *_plan(recipe, some)) * instrument.pixel_scale**2
-    psfs, scale = recipe.psfs(), instrument.pixel_scale
-    if len(set(psfs)) == 1:
-        blurred = blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
-    else:
-        channels = zip(light.unbind(1), psfs, strict=True)
-        blurred = torch.stack([blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
-    return blurred[..., margin : margin + instrument.pixels, margin : margin + instrument.pixels]
+@torch.no_grad()
+def render_moved(recipe: Recipe, params: dict[str, Tensor], count: int, bends: int) -> Tensor:
+    """As `render_compiled`, of `count` scenes and of the same with one parameter after another moved, each
+    [(1 + k) count]: the first `bends` of these move the lens or the shear, the others the light alone."""
+    kernels = _kernels(str(params["lens_theta_E"].device))
+    bent = {name: value[: (1 + bends) * count] for name, value in params.items()}
+    straight = len(params["lens_theta_E"]) // count - 1 - bends
+    # a source that moves leaves the rays where they are
+    rays = [torch.cat([ray, ray[:count].repeat(straight, 1, 1)]) for ray in _trace(kernels, recipe, bent)]
+    return _expose(kernels, recipe, params, *rays, dense=True)
 
 
-def _plan(recipe, some: Tensor):
-    """What of a recipe shapes the drawing of a scene, and is not a number of it."""
+class Kernels(NamedTuple):
+    """The costly functions, each compiled on its own: one that holds two of them would compute the rays anew for every
+    use of them, or the light for every pixel of a point-spread function."""
+
+    deflection: Callable
+    rays: Callable
+    light: Callable
+    blur: Callable
+
+
+def render_by(kernels: Kernels, recipe: Recipe, params: dict[str, Tensor], points=None) -> Tensor:
+    """See `render`."""
+    return _expose(kernels, recipe, params, *_trace(kernels, recipe, params, points))
+
+
+def _trace(kernels: Kernels, recipe: Recipe, params, points=None) -> tuple[Tensor, Tensor]:
+    """Where rays end in the source plane, each [n, h, w]."""
+    x, y = _drawn_grid(recipe, params)
+    some = params["lens_theta_E"]
+    extra = kernels.deflection(points, x, y) if points else some.new_zeros(2, len(some), *x.shape)
     companions = tuple((name, group.count) for name, group in recipe.companions.items())
+    return kernels.rays(params, *extra, x, y, recipe.lens.profile, companions)
+
+
+def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tensor, dense: bool = False) -> Tensor:
+    """The light that rays find, blurred: [n, c, h, w]."""
+    x, y = _drawn_grid(recipe, params)
     pictures, pixel_scale = None, 0.0
     if recipe.source.profile == "picture":
-        pictures, pixel_scale = recipe.source.in_bands(recipe.channels).to(some), recipe.source.pixel_scale
-    return recipe.lens.profile, companions, tuple(recipe.bands or ()), pictures, pixel_scale
+        pictures, pixel_scale = recipe.source.in_bands(recipe.channels).to(ray_x), recipe.source.pixel_scale
+    light = kernels.light(params, ray_x, ray_y, x, y, tuple(recipe.bands or ()), pictures, pixel_scale)
+    psfs, scale, pixels = recipe.psfs(), recipe.instrument.pixel_scale, recipe.instrument.pixels
+    light = light * scale**2
+    if len(set(psfs)) == 1:
+        blurred = kernels.blur(light.flatten(0, 1), psfs[0].profiles(scale), dense).view_as(light)
+    else:
+        channels = zip(light.unbind(1), psfs, strict=True)
+        blurred = torch.stack([kernels.blur(channel, psf.profiles(scale), dense) for channel, psf in channels], 1)
+    margin = (len(x) - pixels) // 2
+    return blurred[..., margin : margin + pixels, margin : margin + pixels]
 
 
-def _scene(params, extra_x, extra_y, x, y, profile, companions, bands, pictures, pixel_scale) -> Tensor:
+def _drawn_grid(recipe: Recipe, params) -> tuple[Tensor, Tensor]:
+    """Coordinates of an image, and of what wide wings of a point-spread function bring in from beyond its edge."""
+    some, instrument = params["lens_theta_E"], recipe.instrument
+    margin = instrument.psf.margin(instrument.pixel_scale)
+    return _grid(instrument.pixels + 2 * margin, instrument.pixel_scale, some.device, some.dtype)
+
+
+def _rays(params, extra_x, extra_y, x, y, profile, companions) -> tuple[Tensor, Tensor]:
     alpha_x, alpha_y = macro_deflection(params, x, y, profile)
     alpha_x, alpha_y = alpha_x + extra_x, alpha_y + extra_y
     for name, count in companions:
         more_x, more_y = companion_deflection(params, name, count, x, y)
         alpha_x, alpha_y = alpha_x + more_x, alpha_y + more_y
+    return x - alpha_x, y - alpha_y
+
+
+def _light(params, ray_x, ray_y, x, y, bands, pictures, pixel_scale) -> Tensor:
     if pictures is None:
-        light = sersic(params, x - alpha_x, y - alpha_y)[:, None]
+        light = sersic(params, ray_x, ray_y)[:, None]
     else:
-        light = interpolated(params, x - alpha_x, y - alpha_y, pictures, pixel_scale)
+        light = interpolated(params, ray_x, ray_y, pictures, pixel_scale)
     light = _coloured(light, params, "source", bands)
     if "lens_light_amp" in params:
         light = light + _coloured(sersic(params, x, y, "lens_light")[:, None], params, "lens_light", bands)
@@ -126,24 +167,24 @@ def _coloured(light: Tensor, params, galaxy: str, bands) -> Tensor:
 # of the images of one class in a chunk, each part with noise of its own seed
 NOISE_PARTS = 4
 _AMPLITUDES = {"amp", "lens_light_amp"}
-EAGER = _scene, substructure_deflection, convolve
+EAGER = Kernels(substructure_deflection, _rays, _light, convolve)
 _grid = lru_cache(pixel_grid)
 
 
 @lru_cache
-def _kernels(device: str):
+def _kernels(device: str) -> Kernels:
     """The costly functions, compiled where a compiler is at hand."""
-    scene, deflection, blur = (compiled(function, device) for function in EAGER)
-    if device.startswith("cuda") or deflection is substructure_deflection:
-        return scene, deflection, blur
+    kernels = Kernels(*(compiled(function, device) for function in EAGER))
+    if device.startswith("cuda") or kernels.deflection is substructure_deflection:
+        return kernels
 
     def any_number(points, x, y):
         # one kernel for populations of any size
         for value in points.values():
             torch._dynamo.maybe_mark_dynamic(value, 1)
-        return deflection(points, x, y)
+        return kernels.deflection(points, x, y)
 
-    return scene, any_number, blur
+    return kernels._replace(deflection=any_number)
 
 
 def sample(recipe, count, seed=0, start=0, device="cpu", noise=True, progress=False) -> Batch:
@@ -228,7 +269,7 @@ def as_points(pieces: dict[str, np.ndarray], tensor=None) -> dict[str, Tensor]:
 
 def _expose_to_scale(recipe, scenes, points, device) -> Tensor:
     """Noise-free images of one class; its amplitudes are set where the instrument fixes the signal-to-noise."""
-    images = _render(recipe, scenes, points, *_kernels(device))
+    images = render_by(_kernels(device), recipe, scenes, points)
     factor = recipe.instrument.noise.scale(images, scenes)
     if factor is None:
         return images

@@ -164,8 +164,8 @@ def test_one_kernel_serves_classes_of_all_sizes(compiled_kernels, small_recipe, 
     kernels = compiled_kernels.__wrapped__("cpu")
     monkeypatch.setattr(simulate, "_kernels", lambda device: kernels)
     torch.testing.assert_close(small_recipe.sample(96, noise=False).images, expected.images)
-    # deflection by 25 and by 100 points, light of three classes, point-spread function
-    assert len(graphs) == 3
+    # deflection by 25 and by 100 points; rays and light of three classes, point-spread function
+    assert len(graphs) == 4
 
 
 @pytest.mark.parametrize("terminal", [False, True])
