@@ -5,22 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds, turn_images
 from lenslib.classification import train_classifier
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
-from lenslib.training import (
-    AUGMENTATIONS,
-    OPTIMIZERS,
-    SCHEDULES,
-    Resident,
-    Settings,
-    augmented,
-    draw_kinds,
-    predict_logits,
-    train,
-    turn_images,
-)
+from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
+from lenslib.training import Resident, predict_logits, train
 
 QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 

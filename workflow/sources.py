@@ -12,9 +12,9 @@ VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information
 VIEWS += ["bench.py", "bench_worker.py", "bench_roulettes.py", "comparison.py", "refine.py", "residuals.py"]
 VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 # What begins when the images are drawn.
-AFTER_SIMULATION = ["models/*", "training.py", "classification.py", "inference.py"]
-AFTER_SIMULATION += ["regression.py", "targets.py"]
-AFTER_SIMULATION += ["metrics.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
+AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
+AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
+AFTER_SIMULATION += ["resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
 
 
 def modules(*but: str) -> list[str]:
