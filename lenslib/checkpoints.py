@@ -7,6 +7,7 @@ is over. It holds tensors, numbers and texts, and nothing in it is run when it i
 import hashlib
 import io
 import json
+import os
 import pickle
 import sys
 from collections.abc import Iterable
@@ -39,7 +40,9 @@ class Keeper:
     def __init__(self, folder: str | Path | None, start: str = ""):
         self.folder, self.start = folder and Path(folder), start
         if self.folder:
-            self._write(None)
+            place = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK):
+                raise InputError(f"'{self.folder}' cannot be written to: choose another folder for results")
 
     def load(self) -> dict | None:
         """The state in the checkpoint; None, after a word on standard error, for one that is torn or of another run."""
@@ -73,11 +76,10 @@ class Keeper:
             over = (self.folder / "record.json").exists()
             self._write(UNFINISHED if over else "history.csv", history_csv(history))
 
-    def _write(self, name: str | None, content: bytes = b"") -> None:
+    def _write(self, name: str, content: bytes) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if name:
-                write_whole(self.folder / name, content)
+            write_whole(self.folder / name, content)
         except OSError as error:
             raise InputError(f"'{self.folder}' cannot be written to ({error.strerror}): make room there") from None
 

@@ -1,4 +1,4 @@
-"""A training that was killed goes on to the same weights; what is no checkpoint of it is left alone, and nothing is run."""
+"""A training that was killed goes on to the same weights; other files are left alone, and nothing in them is run."""
 
 import hashlib
 import os
