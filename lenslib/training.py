@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds, shift_images
 from lenslib.checkpoints import Keeper, start_digest
+from lenslib.compilation import compiled
 from lenslib.errors import InputError
 from lenslib.memory import largest_batch, out_of_memory
 from lenslib.models.heads import add_dropout, heads
@@ -99,6 +100,7 @@ class _Run:
             self.trained.requires_grad_(True)
         optimizer = OPTIMIZERS[settings.optimizer](self.trained.parameters(), settings)
         self.network, self.optimizer = fabric.setup(model, optimizer)
+        self.compiled = compiled(self.network, fabric.device.type) if settings.compile else self.network
         self.averaged = copy.deepcopy(model)
         steps = settings.epochs * -(-images // settings.batch_size)
         self.scheduler = LambdaLR(self.optimizer, lambda step: _share(step, steps, settings))
@@ -175,7 +177,9 @@ class _Run:
 
     def _gradients(self, inputs: Tensor, targets: Tensor, where: str = "") -> Tensor:
         """The loss of a batch, with the gradients of the weights where they belong."""
-        loss = self.task.loss(self.network(inputs), targets)
+        # one shape alone is compiled: each takes half a minute
+        whole = len(inputs) == self.settings.batch_size
+        loss = self.task.loss((self.compiled if whole else self.network)(inputs), targets)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss.item()} in {where}: lower learning_rate, or look for broken images"

@@ -77,16 +77,16 @@ def test_the_record_says_how_cost_grows(small_recipe, tmp_path):
 def test_a_missing_library_is_a_line(tmp_path, monkeypatch):
     (tmp_path / "scenes.json").write_text("{}")
     monkeypatch.setitem(bench.PEERS, "no_such_library", "No such library")
-    assert "not installed" in bench._measure(tmp_path, "no_such_library", {})["note"]
+    assert "not installed" in bench.measure(tmp_path, "no_such_library", {})["note"]
 
 
 def test_a_peer_that_fails_is_a_line_and_lenslib_that_fails_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "lenstronomy.py").write_text("raise RuntimeError('out of order')")
     (tmp_path / "scenes.json").write_text('{"scenes": [], "kernel": []}')
     # the worker's own folder comes first on its path
-    assert bench._measure(tmp_path, "lenstronomy", {"seed": 0})["note"].startswith("failed: ")
+    assert bench.measure(tmp_path, "lenstronomy", {"seed": 0})["note"].startswith("failed: ")
     with pytest.raises(InputError, match="benchmark of lenslib failed"):
-        bench._measure(tmp_path, "lenslib", {})
+        bench.measure(tmp_path, "lenslib", {})
 
 
 def test_classes_take_turns():

@@ -9,7 +9,15 @@ from pathlib import Path
 # What shows, reads real frames, or only passes arguments on.
 VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
-VIEWS += ["bench.py", "bench_worker.py", "bench_roulettes.py", "comparison.py", "refine.py", "residuals.py"]
+VIEWS += [
+    "bench.py",
+    "bench_worker.py",
+    "bench_roulettes.py",
+    "bench_training*.py",
+    "comparison.py",
+    "refine.py",
+    "residuals.py",
+]
 VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]

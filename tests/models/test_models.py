@@ -130,7 +130,7 @@ def test_three_channels(name):
     if not autoencoder:
         # the layers that give the outputs are known, for weights of a task with another number of them
         state = model.state_dict()
-        assert {state[key].shape[0] for key in head_names(model)} == {OUTPUTS}
+        assert {state[key].shape[0] for key in head_names(model) if state[key].ndim > 1} == {OUTPUTS}
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "levit", "c4_steerable"])
