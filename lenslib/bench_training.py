@@ -17,6 +17,7 @@ from lenslib.errors import InputError
 COUNTS = ("count", "batch_size", "repeats", "threads")
 NETWORKS = ("small_cnn:64", "resnet18:64", "resnet18:150", "c8_steerable:65")
 WORKER = "lenslib.bench_training_worker"
+EXAMPLE = "c8_steerable_cnn"  # of e2cnn
 # ways to judge images by one trained steerable network
 JUDGES = {
     "e2cnn": "e2cnn, float32",
@@ -111,8 +112,8 @@ def bench_training(
             for number in workers:
                 what = f"a loop over files, {number} more processes" if number else "a loop over files"
                 runs[f"loop_{number}"] = (what, network | {"workers": number})
-            if info.family == "equivariant" and model != "c8_steerable_cnn":
-                example = network | {"model": "c8_steerable_cnn", "workers": workers[0]}
+            if info.family == "equivariant" and model != EXAMPLE and model_info(EXAMPLE).takes_size(size):
+                example = network | {"model": EXAMPLE, "workers": workers[0]}
                 runs["example"] = ("the example of e2cnn at its width, a loop over files", example)
             rows += _measured(Path(folder), runs, "lenslib" if info.family == "equivariant" else None, step)
     return rows
