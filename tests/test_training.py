@@ -223,6 +223,22 @@ def test_dropout_leaves_out_a_share_of_what_the_last_layer_sees():
     assert not (seen[0][1] == 0).any(), "dropout stays behind after training"
 
 
+def test_whole_batches_alone_are_compiled(monkeypatch):
+    seen = []
+
+    def compiled(network, device):
+        return lambda images: seen.append((device, len(images))) or network(images)
+
+    monkeypatch.setattr("lenslib.training.compiled", compiled)
+    losses = []
+    for choice in (True, False):
+        settings = Settings(epochs=2, batch_size=16, compile=choice)
+        trained = train(_linear(), _sides(40, 0), _sides(8, 1), settings, Numbers(), device="cpu")
+        losses.append([row["train_loss"] for row in trained.history])
+    assert seen == [("cpu", 16)] * 4
+    assert losses[0] == losses[1]
+
+
 def _hungry(limit):
     """A network that asks for more memory than any machine has where a batch is larger than `limit`."""
 
