@@ -112,7 +112,7 @@ def bench_training(
             for number in workers:
                 what = f"a loop over files, {number} more processes" if number else "a loop over files"
                 runs[f"loop_{number}"] = (what, network | {"workers": number})
-            if info.family == "equivariant" and model != EXAMPLE and model_info(EXAMPLE).takes_size(size):
+            if model == "c8_steerable" and model_info(EXAMPLE).takes_size(size):
                 example = network | {"model": EXAMPLE, "workers": workers[0]}
                 runs["example"] = ("the example of e2cnn at its width, a loop over files", example)
             rows += _measured(Path(folder), runs, "lenslib" if info.family == "equivariant" else None, step)
@@ -173,8 +173,6 @@ def record_bench(results_folder, profile: str, recipe, rows: list[dict], given: 
     metrics = {}
     for row in rows:
         start = f"{row['network']}_{row['pixels']}_{row['key']}"
-        if row["key"] == "example":  # is another network, beside the one it is compared with
-            start = f"{rows[0]['network']}_{row['key']}"
         rate = {"value": row["images_per_second"], "low": row["low"], "high": row["high"]}
         metrics[f"{start}_images_per_second"] = rate
         for key in ("ratio", "peak_memory_mb", "largest_difference", "macro_auc"):
