@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from lenslib import bench_roulettes
+from lenslib import bench_roulettes, bench_training
 from lenslib.errors import InputError
 
 PEERS = {"lenstronomy": "lenstronomy", "autolens": "PyAutoLens", "caustics": "caustics, uncompiled"}
@@ -24,6 +24,7 @@ def add_parser(commands, device=str) -> None:
     bench = commands.add_parser("bench", help="measure this library", description="measure this library")
     commands = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
     bench_roulettes.add_parser(commands)
+    bench_training.add_parser(commands)
     summary = "images per second of this library and of its peers, on the same scenes in one run"
     parser = commands.add_parser("simulate", help=summary, description=summary)
     parser.set_defaults(handler=_bench_simulate)
@@ -93,15 +94,15 @@ def bench_simulate(
         # the largest first: a disk without room is found before anything is measured
         for size in sorted(scaling, reverse=True):
             step(f"writing {size} images")
-            results["scaling"][size] = _measure(Path(folder), "scaling", job | {"size": size})
+            results["scaling"][size] = measure(Path(folder), "scaling", job | {"size": size})
         for name, title in ({"lenslib": "lenslib", "again": "the start of lenslib, compiled before"} | PEERS).items():
             step(title)
-            results[name] = _measure(Path(folder), name, job)
+            results[name] = measure(Path(folder), name, job)
     return results
 
 
-def _measure(folder: Path, name: str, job: dict) -> dict:
-    """What the worker of that name says, run in a fresh process."""
+def measure(folder: Path, name: str, job: dict, module: str = "lenslib.bench_worker") -> dict:
+    """What the worker of that name in a module says, run in a fresh process in `folder`."""
     (folder / "job.json").write_text(json.dumps(job))
     places = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     # what is compiled is kept here alone, and apart for `scaling`, so that the first start is a first start
@@ -110,7 +111,7 @@ def _measure(folder: Path, name: str, job: dict) -> dict:
     # torch keeps its prepared headers among the temporary files
     kept = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR", "TMPDIR"), str(cache))
     environment = os.environ | kept | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, "-m", "lenslib.bench_worker", name]
+    command = [sys.executable, "-m", module, name]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]

@@ -11,11 +11,13 @@ from lenslib.dataset import DataSet, open_dataset
 from lenslib.errors import InputError
 from lenslib.inference import Classifier, classifier_metadata
 from lenslib.metrics import classification_metrics, macro_auc
-from lenslib.models import create_model, model_info
+from lenslib.models import model_info
+from lenslib.models.heads import starting_network
 from lenslib.recipe import Recipe
 from lenslib.records import Run, run_folder, write_run
+from lenslib.settings import Settings
 from lenslib.stream import Stream
-from lenslib.training import Settings, Trained, train
+from lenslib.training import Trained, train
 
 VALIDATION_SHARE = 0.1
 # of a stream: enough for an AUC that is worth choosing by
@@ -72,18 +74,19 @@ def train_classifier(
     device: str = "auto",
     train_count: int | None = None,
     crop: int | None = None,
+    folder: str | Path | None = None,
 ) -> Trained:
     """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch.
 
     Trained on a stream, it sees `count` new images an epoch, and the epoch is chosen by images of another seed, a tenth
     as many (at least 300).
-    The network sees the central `crop` pixels (all, if None) resampled to `image_size`.
+    The network sees the central `crop` pixels (all, if None) resampled to `image_size`. `folder`: see `train`.
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
     if info.family == "autoencoder":
         raise InputError(f"{model} is an autoencoder: it gives back images, not classes; choose another model")
-    network = create_model(model, len(data.classes), image_size, data.channels)
+    network = starting_network(model, len(data.classes), image_size, data.channels, settings.weights)
     if isinstance(data, Stream):
         training = _fitted(data, image_size, settings, device, crop)
         validation = training.validation(max(LEAST_VALIDATION, int(len(data) * VALIDATION_SHARE)))
@@ -92,9 +95,25 @@ def train_classifier(
         if count < 2:
             raise InputError(f"train_count must be at least 2, not {count}: one image to train on and one to choose by")
         held_out = max(1, int(count * VALIDATION_SHARE))
+        _check_labels(data, count - held_out)
         training = data.prepared(image_size, slice(0, count - held_out), crop)
         validation = data.prepared(image_size, slice(count - held_out, count), crop)
-    return train(network, training, validation, settings, macro_auc, device, info.channels_last, info.precision)
+    facts = info.channels_last, info.precision
+    return train(network, training, validation, settings, macro_auc, device, *facts, folder)
+
+
+def _check_labels(data: DataSet, count: int) -> None:
+    """InputError for a label that is none of the classes, and a class that the first `count` images lack."""
+    bad = np.flatnonzero((data.labels < 0) | (data.labels >= len(data.classes)))
+    if len(bad):
+        raise InputError(
+            f"image {bad[0]} of '{data.folder}' has the label {data.labels[bad[0]]}: its {len(data.classes)} classes "
+            f"are 0 to {len(data.classes) - 1}"
+        )
+    missing = sorted(set(range(len(data.classes))) - set(data.labels[:count].tolist()))
+    if missing:
+        names = ", ".join(data.classes[label] for label in missing)
+        raise InputError(f"none of the {count} training images shows {names}: raise train_count, or simulate more")
 
 
 def _fitted(stream: Stream, image_size: int, settings: Settings, device: str, crop: int | None) -> Stream:

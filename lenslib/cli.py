@@ -115,7 +115,7 @@ def _add_regress(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """The options of every training run."""
-    from lenslib.training import Settings
+    from lenslib.settings import Settings
 
     parser.add_argument("--test", type=Path, required=True, metavar="DIR", help="data-set folder never trained on")
     parser.add_argument("--results", type=Path, default=Path("results"))
@@ -126,7 +126,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--crop", type=int, metavar="PIXELS", help="the network sees this central square (default: all)"
     )
     for name, value in vars(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+        kind = {"action": "store_true"} if isinstance(value, bool) else {"type": type(value), "default": value}
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind)
 
 
 def print_table(rows: list[dict], as_json: bool) -> None:
@@ -202,7 +203,8 @@ def _fit(options) -> None:
 
 def _train(options) -> None:
     from lenslib.classification import classify, open_pair, open_stream, record_run, train_classifier
-    from lenslib.training import Settings
+    from lenslib.records import run_folder
+    from lenslib.settings import Settings
 
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     if options.stream is not None:
@@ -212,29 +214,21 @@ def _train(options) -> None:
         if options.set:
             raise InputError("--set changes the recipe of a --stream: a folder is as it was simulated")
         training, test = open_pair(options.train, options.test)
-    trained = train_classifier(training, options.model, options.image_size, settings, options.device, crop=options.crop)
-    scores, rate = classify(trained, test, options.model, options.image_size, options.crop)
-    run = record_run(
-        options.results,
-        options.profile,
-        options.model,
-        options.image_size,
-        settings,
-        trained,
-        training,
-        test,
-        scores,
-        rate,
-        crop=options.crop,
-    )
+    model, size, crop = options.model, options.image_size, options.crop
+    folder = run_folder(options.results, options.profile, "classification", training.recipe.name, model, settings.seed)
+    trained = train_classifier(training, model, size, settings, options.device, crop=crop, folder=folder)
+    scores, rate = classify(trained, test, model, size, crop)
+    place = (options.results, options.profile, model, size, settings, trained, training, test)
+    run = record_run(*place, scores, rate, crop=crop)
     auc = run.metrics["macro_auc"]
     print(f"{run.folder}: macro AUC {auc['value']:.4f} (95 % interval {auc['low']:.4f} to {auc['high']:.4f})")
 
 
 def _regress(options) -> None:
     from lenslib.observable import hidden_targets
-    from lenslib.regression import check_settings, estimate, open_sets, record_regression, train_regressor
-    from lenslib.training import Settings
+    from lenslib.records import run_folder
+    from lenslib.regression import TASKS, check_settings, estimate, open_sets, record_regression, train_regressor
+    from lenslib.settings import Settings
 
     settings = Settings(**{name: getattr(options, name) for name in vars(Settings())})
     training, test, targets = open_sets(options.train, options.test, options.targets)
@@ -245,7 +239,11 @@ def _regress(options) -> None:
     for warning in said:
         print(f"lenslib: warning: {warning.message}", file=sys.stderr)
     model, size, crop = options.model, options.image_size, options.crop
-    trained, targets = train_regressor(training, targets, model, size, settings, options.device, crop=crop)
+    task, name = TASKS[targets.kind], training.recipe.name
+    folder = run_folder(options.results, options.profile, task, name, model, settings.seed)
+    trained, targets = train_regressor(
+        training, targets, model, size, settings, options.device, crop=crop, folder=folder
+    )
     truth, found, rate = estimate(trained, test, targets, model, size, crop)
     place = (options.results, options.profile, model, size, settings, trained, training, test, targets)
     run = record_regression(*place, truth, found, rate, hidden, crop=crop)

@@ -64,4 +64,4 @@ def _compile(graph, inputs, options):
 
 @lru_cache  # once, however many functions there are
 def _say_that_it_compiles() -> None:
-    tqdm.write("compile the simulator (once on this machine) ...", file=sys.stderr)
+    tqdm.write("compile (once on this machine) ...", file=sys.stderr)

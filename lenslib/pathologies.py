@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lenslib.errors import InputError
 from lenslib.models import load_weights
-from lenslib.training import LOSSES, OPTIMIZERS, SCHEDULES, Settings, predict_logits
+from lenslib.settings import LOSSES, OPTIMIZERS, SCHEDULES, Settings
+from lenslib.training import predict_logits
 
 # the collapse study's: section "Regression", table 3.1
 THESIS = Settings(

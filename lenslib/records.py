@@ -29,6 +29,8 @@ PROFILES = ("full", "desk", "laptop", "test")  # the best first
 PARTS = ("value", "low", "high", "seed_sd")
 # `best` is chosen on validation images, so that the test images stay unseen; larger is better
 SELECTION_METRICS = ("val_macro_auc", "val_score")
+# what lies in the folder of a run that is not over; the second is the history where an older run has one
+CHECKPOINT, UNFINISHED = "checkpoint.bin", "history.unfinished.csv"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot (it separates the parts of a key), no slash (paths stay inside results)
 _PLACE = ("profile", "task", "recipe", "model")
@@ -90,7 +92,7 @@ def write_run(
     weights: Mapping[str, Any] | None = None,
     weights_metadata: Mapping[str, str] | None = None,
 ) -> Run:
-    """Write a run folder, `record.json` last, so that a killed run never counts as one.
+    """Write a run folder, `record.json` last, so that a killed run never counts as one; its checkpoint goes.
 
     A metric is a number, a text, or a mapping with `value`, `low` and `high`. `datasets` maps `train` and `test` to
     digests, `seconds` a stage to its duration. `predictions` are the arrays of `predictions.npz`, `history` its rows,
@@ -118,7 +120,9 @@ def write_run(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "record.json").unlink(missing_ok=True)
         for name, content in contents.items():
-            _write(folder / name, content)
+            write_whole(folder / name, content)
+        for path in (folder / CHECKPOINT, folder / UNFINISHED, *folder.glob(f".{CHECKPOINT}.*.part")):
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"the run cannot be written to '{folder}' ({error.strerror}): make room there") from None
     return Run(folder, record)
@@ -317,11 +321,7 @@ def _contents(predictions, history, weights, weights_metadata) -> dict[str, byte
         np.savez_compressed(buffer, **arrays)
         contents["predictions.npz"] = buffer.getvalue()
     if history:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in history for name in row)))
-        writer.writeheader()
-        writer.writerows(history)
-        contents["history.csv"] = text.getvalue().encode()
+        contents["history.csv"] = history_csv(history)
     if weights is not None:
         from safetensors.torch import save
 
@@ -330,8 +330,17 @@ def _contents(predictions, history, weights, weights_metadata) -> dict[str, byte
     return contents
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write whole or not at all."""
+def history_csv(history: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows of a history as CSV, under the names of all of them."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in history for name in row)))
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue().encode()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from lenslib.classification import VALIDATION_SHARE, open_apart
 from lenslib.dataset import DataSet, prepare
 from lenslib.errors import InputError
 from lenslib.inference import Estimator, estimator_metadata
-from lenslib.models import create_model, model_info
+from lenslib.models import model_info
+from lenslib.models.heads import starting_network
 from lenslib.records import Run, run_folder, write_run
 from lenslib.resampling import RESAMPLES, Resampled, interval, once
+from lenslib.settings import LOSSES, Settings
 from lenslib.targets import Targets, counted, find_targets, fit_targets, ordered
-from lenslib.training import LOSSES, Settings, Trained, train
+from lenslib.training import Trained, train
 
 TASKS = {
     "parameters": "regression",
@@ -28,7 +31,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers: outputs are encoded labels [n, k], and turn with the image; a `lenslib.training.Task`."""
+    """Numbers: outputs are encoded labels [n, k], and turn with the image; a `lenslib.tasks.Task`."""
 
     targets: Targets
     loss_name: str
@@ -55,6 +58,8 @@ def check_settings(targets: Targets, settings: Settings) -> None:
     """InputError for settings that these targets cannot be trained with."""
     if targets.kind == "raw" and settings.augment != "none":
         raise InputError("raw targets do not turn with the image: set augment to none")
+    if settings.shift:
+        raise InputError("targets do not move with the image: set shift to 0")
 
 
 def train_regressor(
@@ -66,11 +71,13 @@ def train_regressor(
     device: str = "auto",
     train_count: int | None = None,
     crop: int | None = None,
+    folder: str | Path | None = None,
 ) -> tuple[Trained, Targets]:
     """Train a registered model on the first `train_count` images that have the targets, and scale these by them.
 
     The last tenth of the images chooses the epoch. The network sees the central `crop` pixels (all, if None) resampled
     to `image_size`. Single precision unless the settings say otherwise: half of it would round a place by half a pixel.
+    `folder`: see `train`.
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
@@ -88,9 +95,11 @@ def train_regressor(
     encoded = torch.from_numpy(targets.encode(labels)).float()
     images = prepared(data, rows, image_size, crop)
     training, validation = zip(images.split(parts), encoded.split(parts), strict=True)
-    network = create_model(model, len(targets.columns), image_size, data.channels)
+    network = starting_network(model, len(targets.columns), image_size, data.channels, settings.weights)
     task = Numbers(targets, settings.loss)
-    return train(network, training, validation, settings, task, device, info.channels_last), targets
+    if settings.precision == "auto":
+        settings = replace(settings, precision="32-true")
+    return train(network, training, validation, settings, task, device, info.channels_last, folder=folder), targets
 
 
 def prepared(data: DataSet, rows: np.ndarray, image_size: int, crop: int | None) -> torch.Tensor:
@@ -239,8 +248,8 @@ def record_regression(
         recipe=name,
         model=model,
         seed=settings.seed,
-        # label smoothing is of classes
-        parameters={key: value for key, value in asdict(settings).items() if key != "label_smoothing"}
+        # label smoothing is of classes, and numbers do not move with an image
+        parameters={key: value for key, value in asdict(settings).items() if key not in ("label_smoothing", "shift")}
         | {
             "image_size": image_size,
             "crop": crop or test.images.shape[-1],

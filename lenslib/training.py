@@ -4,79 +4,27 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, l1_loss, mse_loss, smooth_l1_loss
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds, shift_images
+from lenslib.checkpoints import Keeper, start_digest
+from lenslib.compilation import compiled
 from lenslib.errors import InputError
-
-# as lightning Fabric names them
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+from lenslib.memory import largest_batch, out_of_memory
+from lenslib.models.heads import add_dropout, heads
+from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
+from lenslib.tasks import Classes, Task
 
 # which precision is in use is in the record
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a network is trained.
-
-    The network that is judged and kept has the exponential moving average of the weights over steps, with decay `ema`
-    (0: the weights themselves), at first no more than (1 + step) / (10 + step). `precision` "auto" takes what the
-    registry found fastest on a processor, and bf16 on an accelerator. `augment`: "none", "half_turn", "flips" (and half
-    turns) or "d4" (flips and right-angle turns).
-    `schedule` is what the learning rate does after its linear rise over the share `warmup` of all steps: "cosine" falls
-    to zero, "step" to a tenth halfway through the run, "constant" stays. `clip_norm` bounds the norm of the gradient
-    (0: no bound). `loss` is that of numbers ("mae", "mse" or "huber", in units of the scaled targets); classes are
-    always judged by cross entropy.
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    warmup: float = 0.1
-    ema: float = 0.99
-    label_smoothing: float = 0.0
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
-    clip_norm: float = 5.0
-    loss: str = "mae"
-    augment: str = "d4"
-    precision: str = "auto"
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise InputError(f"learning_rate must be above 0, not {self.learning_rate}")
-        for name, below in (
-            ("weight_decay", float("inf")),
-            ("warmup", 1),
-            ("ema", 1),
-            ("label_smoothing", 1),
-            ("clip_norm", float("inf")),
-            ("seed", 2**63),
-        ):
-            if not 0 <= getattr(self, name) < below:
-                raise InputError(f"{name} must be at least 0 and below {below:g}, not {getattr(self, name)}")
-        for name, choices in (
-            ("precision", PRECISIONS),
-            ("augment", AUGMENTATIONS),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("loss", LOSSES),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(f"unknown {name} '{getattr(self, name)}': valid choices: {', '.join(choices)}")
 
 
 @dataclass
@@ -89,40 +37,6 @@ class Trained:
     images_per_second: float
     device: str
     best: dict[str, float] = field(default_factory=dict)
-
-
-class Task(Protocol):
-    """What the outputs [n, k] of a network mean: labels [n] of classes, or numbers [n, k]."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch, which training lowers."""
-
-    def judge(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """`val_loss`, and `val_score`, larger for better, by which the epoch is chosen; and what else the history is to
-        hold."""
-
-    def turned(self, targets: Tensor, kind: int) -> Tensor:
-        """The targets of images that `turn_images` has turned."""
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Classes: outputs are logits, and no turn changes a label. `score(labels, probabilities)` is larger for better."""
-
-    score: Callable[[np.ndarray, np.ndarray], float]
-    label_smoothing: float = 0.0
-
-    def loss(self, outputs, targets):
-        return cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
-
-    def judge(self, outputs, targets):
-        return {
-            "val_loss": float(cross_entropy(outputs, targets)),
-            "val_score": float(self.score(targets.numpy(), outputs.softmax(1).numpy())),
-        }
-
-    def turned(self, targets, kind):
-        return targets
 
 
 class TrainingImages(Protocol):
@@ -155,57 +69,6 @@ class Resident:
             yield self.images[rows], self.labels[rows]
 
 
-def turn_images(images: Tensor, kind: int) -> Tensor:
-    """One of the eight symmetries of the square: a flip for kind >= 4, then kind % 4 right-angle turns."""
-    if kind >= 4:
-        images = images.flip(-1)
-    return torch.rot90(images, kind % 4, (-2, -1))
-
-
-AUGMENTATIONS = {"none": (0,), "half_turn": (0, 2), "flips": (0, 2, 4, 6), "d4": tuple(range(8))}
-
-
-def draw_kinds(count: int, kinds: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """One of `kinds` for each of `count` images, drawn evenly; int64 [count]."""
-    if len(kinds) == 1:
-        return torch.full((count,), kinds[0])
-    return torch.tensor(kinds)[torch.randint(len(kinds), (count,), generator=generator)]
-
-
-def augmented(values: Tensor, kinds: Tensor, turn: Callable[[Tensor, int], Tensor] = turn_images) -> Tensor:
-    """Each of the values [n, ...], by default images, turned by its own of the kinds [n]."""
-    result = values
-    for kind in kinds.unique().tolist():
-        if kind:  # 0 leaves all as it is
-            mine = (kinds == kind).nonzero()[:, 0].to(values.device)
-            result = result.clone() if result is values else result
-            result[mine] = turn(values[mine], kind)
-    return result
-
-
-def _optimizer(name: str):
-    def build(parameters, settings: Settings):
-        rate, decay = settings.learning_rate, settings.weight_decay
-        if name == "Lion":
-            from timm.optim import Lion
-
-            return Lion(parameters, lr=rate, weight_decay=decay)
-        more = {"momentum": 0.9} if name == "SGD" else {}
-        return getattr(torch.optim, name)(parameters, lr=rate, weight_decay=decay, **more)
-
-    return build
-
-
-OPTIMIZERS = {name.lower(): _optimizer(name) for name in ("AdamW", "Adam", "RMSprop", "SGD", "Lion")}
-# of what is left of the run after the rise, a share from 0 to 1: the share of the learning rate
-SCHEDULES = {
-    "cosine": lambda done: 0.5 * (1 + np.cos(np.pi * done)),
-    "constant": lambda done: 1.0,
-    "step": lambda done: 1.0 if done < 0.5 else 0.1,
-}
-LOSSES = {"mae": l1_loss, "mse": mse_loss, "huber": smooth_l1_loss}
-
-
 def _share(step: int, steps: int, settings: Settings) -> float:
     """Share of the learning rate: a linear rise, then what the schedule says."""
     rise = max(1, int(settings.warmup * steps))
@@ -225,6 +88,117 @@ def _follow(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> N
         value.lerp_(present[name], share) if value.is_floating_point() else value.copy_(present[name])
 
 
+class _Run:
+    """A network in training, and all that changes with it: what its checkpoint holds."""
+
+    def __init__(self, model: nn.Module, images: int, settings: Settings, task: Task, fabric):
+        self.model, self.settings, self.task, self.fabric = model, settings, task, fabric
+        self.trained = model
+        if settings.frozen:
+            self.trained = nn.ModuleList(heads(model))
+            model.requires_grad_(False)
+            self.trained.requires_grad_(True)
+        optimizer = OPTIMIZERS[settings.optimizer](self.trained.parameters(), settings)
+        self.network, self.optimizer = fabric.setup(model, optimizer)
+        self.compiled = compiled(self.network, fabric.device.type) if settings.compile else self.network
+        self.averaged = copy.deepcopy(model)
+        steps = settings.epochs * -(-images // settings.batch_size)
+        self.scheduler = LambdaLR(self.optimizer, lambda step: _share(step, steps, settings))
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+        self.best_state: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict:
+        """Everything from which the epochs to come follow, and the best of those that were."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"generator": self.generator.get_state(), "random": torch.get_rng_state()}
+        if self.fabric.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        return state | {name: getattr(self, name) for name in ("history", "best", "best_state")}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["random"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.fabric.device)
+        for name in ("history", "best", "best_state"):
+            setattr(self, name, state[name])
+
+    def _parts(self) -> dict:
+        names = ("model", "averaged", "optimizer", "scheduler")
+        return {name: getattr(self, name) for name in names} | {"precision": self.fabric.strategy.precision}
+
+    @property
+    def over(self) -> bool:
+        """Whether all epochs are done, or too many since the best."""
+        done, patience = len(self.history), self.settings.patience
+        return done >= self.settings.epochs or (patience > 0 and done - self.best.get("epoch", done) >= patience)
+
+    def epoch(self, data: TrainingImages, bar: tqdm) -> float:
+        """One pass over the images; returns the mean loss."""
+        self.model.train(not self.settings.frozen)
+        self.trained.train()
+        total, count = torch.zeros((), device=self.fabric.device), 0
+        batches = data.batches(len(self.history), self.settings.batch_size, self.generator)
+        for batch, (images, labels) in enumerate(batches):
+            inputs, targets = self._shown(images.to(self.fabric.device), labels.to(self.fabric.device))
+            loss = self._step(inputs, targets, f"batch {batch} of epoch {len(self.history) + 1}")
+            total, count = total + loss * len(labels), count + len(labels)
+            bar.update(len(labels))
+        return float(total) / count
+
+    def _shown(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images as the network is to see them this time, and what it is to say."""
+        drawn = draw_kinds(len(images), AUGMENTATIONS[self.settings.augment], self.generator)
+        images, labels = augmented(images, drawn), augmented(labels, drawn, self.task.turned)
+        return shift_images(images, self.settings.shift, self.generator) if self.settings.shift else images, labels
+
+    def _step(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:
+        """Move the weights by a batch; its loss. InputError that says which batch fits, where memory is too small."""
+        try:
+            return self._move(inputs, targets, where)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # by now, what the failed step held has been let go
+        raise InputError(largest_batch(lambda size: self._gradients(inputs[:size], targets[:size]), len(inputs)))
+
+    def _move(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:
+        loss = self._gradients(inputs, targets, where)
+        if self.settings.clip_norm:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.settings.clip_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        _follow(self.averaged, self.model, self.settings.ema, self.scheduler.last_epoch)
+        return loss
+
+    def _gradients(self, inputs: Tensor, targets: Tensor, where: str = "") -> Tensor:
+        """The loss of a batch, with the gradients of the weights where they belong."""
+        # one shape alone is compiled: each takes half a minute
+        whole = len(inputs) == self.settings.batch_size
+        loss = self.task.loss((self.compiled if whole else self.network)(inputs), targets)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in {where}: lower learning_rate, or look for broken images"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def judge(self, validation: tuple[Tensor, Tensor], loss: float, seconds: float) -> None:
+        """Enter an epoch into the history, and keep its network if it is the best so far."""
+        outputs = predict_logits(self.averaged.train(), validation[0], self.settings.batch_size)
+        judged = {name: float(value) for name, value in self.task.judge(outputs, validation[1]).items()}
+        row = {"epoch": len(self.history) + 1, "train_loss": loss, **judged}
+        row |= {"learning_rate": float(self.scheduler.get_last_lr()[0]), "seconds": seconds}
+        self.history.append(row)
+        if not self.best or row["val_score"] > self.best["val_score"]:
+            self.best, self.best_state = row, copy.deepcopy(self.averaged.state_dict())
+
+
 def train(
     model: nn.Module,
     training: tuple[Tensor, Tensor] | TrainingImages,
@@ -234,49 +208,70 @@ def train(
     device: str = "auto",
     channels_last: bool = False,
     precision: str = "32-true",
+    folder: str | Path | None = None,
 ) -> Trained:
     """Train on (images [n, c, h, w], labels [n] or numbers [n, k]) and keep the epoch with the best validation score.
 
     `training` may be a source of images instead, such as a `lenslib.stream.Stream`.
     `task` says what is learned; a function `score(labels, probabilities)`, larger for better, stands for `Classes` with
     that score and the settings' label smoothing. `precision` holds where the settings say "auto" on a processor.
-    Raises InputError for images and labels that do not match, FloatingPointError, naming the batch, for a loss that is
-    not finite.
+    In `folder`, history.csv grows by a line an epoch, and a run that was killed goes on from its last checkpoint, to
+    the same weights.
+    Raises InputError for images and labels that do not match, and for a batch that does not fit into memory;
+    FloatingPointError, naming the batch, for a loss that is not finite.
     """
     resident = isinstance(training, tuple)
     _check({"validation": validation} | ({"training": training} if resident else {}))
     if not hasattr(task, "judge"):
         task = Classes(task, settings.label_smoothing)
     fabric = _fabric(settings, device, precision)
+    keeper = Keeper(folder, _start(model, training, validation, settings, fabric) if folder else "")
     if channels_last or fabric.device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
-    optimizer = OPTIMIZERS[settings.optimizer](model.parameters(), settings)
-    network, optimizer = fabric.setup(model, optimizer)
-    averaged = copy.deepcopy(model)
-    data = Resident(*(part.to(fabric.device) for part in training)) if resident else training
-    steps = settings.epochs * -(-len(data) // settings.batch_size)
-    scheduler = LambdaLR(optimizer, lambda step: _share(step, steps, settings))
-    generator = torch.Generator().manual_seed(settings.seed)
-    history, best, best_state, start = [], {}, None, time.perf_counter()
-    with tqdm(total=settings.epochs * len(data), desc="train", unit="image", disable=None) as bar:
-        for epoch in range(1, settings.epochs + 1):
-            batches = data.batches(epoch - 1, settings.batch_size, generator)
-            loss = _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, task, generator, bar)
-            outputs = predict_logits(averaged.train(), validation[0], settings.batch_size)
-            row = {
-                "epoch": epoch,
-                "train_loss": loss,
-                **task.judge(outputs, validation[1]),
-                "learning_rate": float(scheduler.get_last_lr()[0]),
-                "seconds": time.perf_counter() - start,
-            }
-            history.append(row)
-            bar.set_postfix(val_score=f"{row['val_score']:.4f}")
-            if not best or row["val_score"] > best["val_score"]:
-                best, best_state = row, copy.deepcopy(averaged.state_dict())
-    seconds = time.perf_counter() - start
-    model.train().load_state_dict(best_state)
-    return Trained(model.cpu().eval(), history, seconds, len(history) * len(data) / seconds, str(fabric.device), best)
+    data = _resident(*training, fabric.device) if resident else training
+    with add_dropout(model, settings.dropout):
+        run = _Run(model, len(data), settings, task, fabric)
+        if (kept := keeper.load()) is not None:
+            run.load_state_dict(kept)
+        _fit(run, data, validation, keeper)
+    model.train().load_state_dict(run.best_state)
+    seconds = run.history[-1]["seconds"]
+    rate = len(run.history) * len(data) / seconds
+    return Trained(model.cpu().eval(), run.history, seconds, rate, str(fabric.device), run.best)
+
+
+def _fit(run: _Run, data: TrainingImages, validation: tuple[Tensor, Tensor], keeper: Keeper) -> None:
+    """All epochs that are left."""
+    settings, done = run.settings, len(run.history)
+    start = time.perf_counter() - (run.history[-1]["seconds"] if done else 0.0)
+    total, initial = settings.epochs * len(data), done * len(data)
+    with tqdm(total=total, initial=initial, desc="train", unit="image", disable=None) as bar:
+        while not run.over:
+            loss = run.epoch(data, bar)
+            run.judge(validation, loss, time.perf_counter() - start)
+            bar.set_postfix(val_score=f"{run.history[-1]['val_score']:.4f}")
+            keeper.show(run.history)
+            if settings.checkpoint and (run.over or len(run.history) % settings.checkpoint == 0):
+                keeper.save(run.state_dict())
+
+
+def _start(model: nn.Module, training, validation: tuple[Tensor, Tensor], settings: Settings, fabric) -> str:
+    """Which run this is."""
+    facts = {name: value for name, value in asdict(settings).items() if name != "checkpoint"}
+    facts |= {"device": fabric.device.type, "precision": fabric.strategy.precision.precision}
+    images = training if isinstance(training, tuple) else ()
+    facts |= {"images": len(training), "digest": getattr(training, "digest", "")}
+    return start_digest(facts, [*model.state_dict().values(), torch.get_rng_state(), *images, *validation])
+
+
+def _resident(images: Tensor, labels: Tensor, device: torch.device) -> Resident:
+    """Images and labels on the device. InputError where its memory is too small for them."""
+    try:
+        return Resident(images.to(device), labels.to(device))
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{len(images)} training images do not fit into the memory of {device}: lower train_count or image_size"
+        ) from None
 
 
 def _fabric(settings: Settings, device: str, precision: str):
@@ -287,32 +282,14 @@ def _fabric(settings: Settings, device: str, precision: str):
         precision = settings.precision
     elif on_gpu:
         precision = "bf16-mixed"
+    elif precision == "bf16-mixed" and not _computes_bf16():
+        precision = "32-true"
     return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
 
 
-def _epoch(fabric, network, averaged, optimizer, scheduler, batches, settings, task, generator, bar) -> float:
-    """One pass over the images; returns the mean loss."""
-    network.train()
-    total, count = torch.zeros((), device=fabric.device), 0
-    for batch, (images, labels) in enumerate(batches):
-        images, labels = images.to(fabric.device), labels.to(fabric.device)
-        drawn = draw_kinds(len(images), AUGMENTATIONS[settings.augment], generator)
-        inputs, targets = augmented(images, drawn), augmented(labels, drawn, task.turned)
-        loss = task.loss(network(inputs), targets)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in batch {batch}: lower learning_rate, or look for broken images"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        if settings.clip_norm:
-            fabric.clip_gradients(network, optimizer, max_norm=settings.clip_norm)
-        optimizer.step()
-        scheduler.step()
-        _follow(averaged, network.module, settings.ema, scheduler.last_epoch)
-        total, count = total + loss.detach() * len(labels), count + len(labels)
-        bar.update(len(labels))
-    return float(total) / count
+def _computes_bf16() -> bool:
+    """Whether the processor has instructions for bf16; without, torch would translate every number there and back."""
+    return any(known is True for name, known in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def _check(sets: dict[str, tuple[Tensor, Tensor]]) -> None:

@@ -1,11 +1,12 @@
 """The benchmark: it measures what it says, its peers draw the same images, and a missing one is a line of its table."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 
-from lenslib import bench, bench_roulettes
+from lenslib import bench, bench_roulettes, bench_training_worker
 from lenslib.bench_worker import _expose, _in_turn
 from lenslib.cli import main
 from lenslib.errors import InputError
@@ -77,16 +78,16 @@ def test_the_record_says_how_cost_grows(small_recipe, tmp_path):
 def test_a_missing_library_is_a_line(tmp_path, monkeypatch):
     (tmp_path / "scenes.json").write_text("{}")
     monkeypatch.setitem(bench.PEERS, "no_such_library", "No such library")
-    assert "not installed" in bench._measure(tmp_path, "no_such_library", {})["note"]
+    assert "not installed" in bench.measure(tmp_path, "no_such_library", {})["note"]
 
 
 def test_a_peer_that_fails_is_a_line_and_lenslib_that_fails_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "lenstronomy.py").write_text("raise RuntimeError('out of order')")
     (tmp_path / "scenes.json").write_text('{"scenes": [], "kernel": []}')
     # the worker's own folder comes first on its path
-    assert bench._measure(tmp_path, "lenstronomy", {"seed": 0})["note"].startswith("failed: ")
+    assert bench.measure(tmp_path, "lenstronomy", {"seed": 0})["note"].startswith("failed: ")
     with pytest.raises(InputError, match="benchmark of lenslib failed"):
-        bench._measure(tmp_path, "lenslib", {})
+        bench.measure(tmp_path, "lenslib", {})
 
 
 def test_classes_take_turns():
@@ -150,3 +151,68 @@ def test_the_roulette_bench_shows_and_records_all_that_it_measures(capsys, monke
         main(["bench", "simulate", "--recipe", "raytrace_sis"])
     assert stopped.value.code == 2
     assert "use lenslib bench roulettes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The workers of `bench train` without a process and a compiler each, which take longer than a test."""
+
+    def measure(folder, name, job, module):
+        assert module == bench_training_worker.__name__
+        (folder / "job.json").write_text(json.dumps(job))
+        with contextlib.chdir(folder):
+            bench_training_worker._work(name)
+        return json.loads((folder / "result.json").read_text())
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr("lenslib.compilation.has_compiler", lambda device: False)
+
+
+def test_the_training_bench_shows_and_records_all_that_it_measures(
+    in_this_process, threads, run, small_recipe, tmp_path
+):
+    threads(1)  # and back afterwards, as the workers set them
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(small_recipe.to_yaml())
+    options = ["--recipe", recipe, "--networks", "small_cnn:16", "c4_steerable:17", "--count", 30, "--batch-size", 8]
+    options += ["--repeats", 2, "--threads", 1, "--workers", 0, "--results", tmp_path, "--profile", "test"]
+    code, out, errors = run("bench", "train", *options, "--json")
+    assert (code, errors) == (0, [])
+    rows = {(row["network"], row["key"]): row for row in json.loads(out)["rows"]}
+    judged = [("c4_steerable", f"inference_{name}") for name in ("e2cnn", "convolutions", "convolutions_bf16")]
+    trained = [(name, key) for name in ("small_cnn", "c4_steerable") for key in ("lenslib", "loop_0")]
+    assert set(rows) == {*trained, *judged, ("small_cnn", "lenslib_compiled")}
+    for row in rows.values():
+        assert row["low"] <= row["images_per_second"] <= row["high"]
+    for name in ("small_cnn", "c4_steerable"):
+        ours, theirs = rows[name, "lenslib"], rows[name, "loop_0"]
+        assert theirs["ratio"] == pytest.approx(ours["images_per_second"] / theirs["images_per_second"])
+    e2cnn, plain, half = (rows[key] for key in judged)
+    assert plain["largest_difference"] < 1e-5
+    assert half["largest_difference"] < 0.1
+    assert plain["macro_auc"] == pytest.approx(e2cnn["macro_auc"], abs=1e-3)
+    (found,) = load_runs(tmp_path)
+    assert (found.task, found.recipe, found.model) == ("bench", "deeplense_1", "train")
+    assert found.metrics["small_cnn_16_loop_0_ratio"] == rows["small_cnn", "loop_0"]["ratio"]
+    assert found.metrics["c4_steerable_17_inference_convolutions_ratio"] == plain["ratio"]
+    assert run("bench", "train", *options)[1].splitlines()[0].split()[:3] == ["network", "pixels", "what"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--count", "0"], "count"),
+        (["--threads", "0"], "threads"),
+        (["--workers", "-1"], "workers"),
+        (["--networks", "small_cn:64"], "small_cnn"),
+        (["--networks", "small_cnn"], "MODEL:PIXELS"),
+        (["--networks", "c8_steerable:64"], "remainder of 1"),
+        (["--networks", "vae:64"], "autoencoder"),
+        (["--recipe", "roulette_sis"], "no classes"),
+    ],
+)
+def test_a_training_bench_of_nonsense_is_refused(run, tmp_path, given, said):
+    code, out, errors = run("bench", "train", *given, "--results", tmp_path / "results")
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert said in errors[0]
+    assert not list(tmp_path.iterdir())

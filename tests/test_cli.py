@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lenslib.cli import main
-from lenslib.dataset import open_dataset, write_dataset
+from lenslib.dataset import open_dataset, write_batches, write_dataset
 from lenslib.models import list_models
 from lenslib.recipe import list_recipes
 from lenslib.records import load_runs
@@ -95,6 +96,17 @@ def test_train_writes_a_run_that_status_lists(run, trained, training_data, test_
     code, out, _ = run("status", trained, "--json")
     assert code == 0
     assert json.loads(out)[0]["macro_auc"] == found.metrics["macro_auc"]["value"]
+
+
+def test_train_goes_on_from_a_run_with_its_backbone_held(run, trained, weights, training_data, test_data, tmp_path):
+    given = ["--train", training_data.folder, "--test", test_data.folder, "--results", tmp_path, "--profile", "test"]
+    options = ["--epochs", 1, "--image-size", 24, "--device", "cpu", "--weights", weights.parent, "--frozen"]
+    assert run("train", "small_cnn", *given, *options)[0] == 0
+    (found,) = load_runs(tmp_path)
+    assert found.parameters["weights"] == str(weights.parent)
+    before, after = load_file(weights), load_file(found.path("weights.safetensors"))
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"head.weight", "head.bias"}
 
 
 def test_train_on_a_stream_writes_the_same_kind_of_run(run, small_recipe, test_data, tmp_path):
@@ -225,6 +237,11 @@ def test_training_on_what_does_not_fit_is_refused(refused, training_data, test_d
     train("augment", "--augment", "d5")
     train("precision", "--precision", "8-bit")
     train("seed", "--seed", -1)
+    train("patience", "--patience", -1)
+    train("shift must be below the 24 pixels", "--shift", 24)
+    train("name some in weights", "--frozen")
+    train("has no ImageNet weights", "--weights", "imagenet")
+    train("absent.safetensors", "--weights", tmp_path / "absent.safetensors")
     train("abacus", "--device", "abacus")
     train("absent", train=tmp_path / "absent")
     train("same seed", train=test_data.folder)
@@ -234,13 +251,40 @@ def test_training_on_what_does_not_fit_is_refused(refused, training_data, test_d
     one = write_dataset(small_recipe, 1, 9, tmp_path / "one", progress=False)
     train("one class", test=one.folder)
     train("one", train=one.folder)
+    labelled = _labelled(small_recipe, tmp_path)
+    train("image 20 of", train=labelled("high", np.r_[np.arange(20) % 3, 3, np.arange(9) % 3]))
+    train("label -1", train=labelled("low", np.r_[np.arange(29) % 3, -1]))
+    # the last tenth, which chooses the epoch, has the third class
+    train("of the 27 training images shows vortex", train=labelled("empty", np.r_[np.arange(27) % 2, 2, 2, 2]))
+
+
+def _labelled(recipe, tmp_path):
+    """Writes a data set of noise with given labels."""
+
+    def write(name, labels):
+        images = torch.randn(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        values = {"label": torch.from_numpy(labels)}
+        return write_batches(recipe, len(labels), 1, [(images, values)], 9, tmp_path / name).folder
+
+    return write
+
+
+def test_weights_that_do_not_fit_are_refused(refused, weights, training_data, test_data, tmp_path):
+    def train(said, path, model="small_cnn"):
+        given = ["--train", training_data.folder, "--test", test_data.folder, "--results", tmp_path / "results"]
+        refused(said, "train", model, *given, "--image-size", 24, "--device", "cpu", "--weights", path)
+        assert not (tmp_path / "results").exists()
+
+    train("of small_cnn do not fit the model: 'stages.0.0.weight' is missing", weights, "polar_cnn")
+    torch.save({"weight": torch.ones(3)}, tmp_path / "weights.pt")
+    train("pickled weights are refused", tmp_path / "weights.pt")
 
 
 def test_a_loss_that_explodes_is_one_line(refused, training_data, test_data, tmp_path, monkeypatch):
     def explode(*_, **__):
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr("lenslib.training.cross_entropy", explode)
+    monkeypatch.setattr("lenslib.tasks.cross_entropy", explode)
     given = ["--train", training_data.folder, "--test", test_data.folder, "--results", tmp_path / "results"]
     refused("lower learning_rate", "train", "small_cnn", *given, "--image-size", 24, "--device", "cpu")
     assert not (tmp_path / "results").exists()

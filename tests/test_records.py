@@ -49,14 +49,14 @@ def test_what_is_written_is_what_is_read(write, tmp_path):
 
 @pytest.mark.parametrize("lost", ["predictions.npz", "history.csv", "weights.safetensors", "record.json"])
 def test_a_run_cut_short_does_not_count(write, tmp_path, monkeypatch, lost):
-    whole, real_write = write(), records._write
+    whole, real_write = write(), records.write_whole
 
     def full_disk(path, content):
         if path.name == lost:
             raise OSError(28, "No space left on device")
         real_write(path, content)
 
-    monkeypatch.setattr(records, "_write", full_disk)
+    monkeypatch.setattr(records, "write_whole", full_disk)
     with pytest.raises(InputError, match="No space left on device"):
         write(predictions={"labels": np.zeros(2)}, history=[{"epoch": 1}], weights={"w": torch.zeros(1)})
     assert not (whole.folder / "record.json").exists()

@@ -177,7 +177,7 @@ def test_a_terminal_is_told_once_of_long_compilation(terminal, monkeypatch, caps
     for _ in range(2):
         compilation._compile(None, [], {})
     said = capsys.readouterr()
-    assert said.err.count("compile the simulator") == terminal
+    assert said.err.count("compile (once") == terminal
     assert not said.out
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from lenslib import load_recipe, roulettes
+from lenslib.augmentation import turn_images
 from lenslib.errors import InputError
 from lenslib.observable import hidden_targets, least_errors
 from lenslib.roulette_camera import draw_images
 from lenslib.targets import KINDS, Targets, amplitudes, find_targets, fit_targets, ordered
-from lenslib.training import turn_images
 
 ROULETTE = ("parameters", "raw", "amplitudes")
 

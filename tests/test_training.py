@@ -5,22 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds, shift_images, turn_images
 from lenslib.classification import train_classifier
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
-from lenslib.training import (
-    AUGMENTATIONS,
-    OPTIMIZERS,
-    SCHEDULES,
-    Resident,
-    Settings,
-    augmented,
-    draw_kinds,
-    predict_logits,
-    train,
-    turn_images,
-)
+from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
+from lenslib.training import Resident, _fabric, predict_logits, train
 
 QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 
@@ -182,6 +173,112 @@ def test_each_image_is_turned_in_its_place_and_evenly(name):
     assert ((hits.sum(1) - expected).abs() < 5 * np.sqrt(expected)).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_image_is_shifted_by_its_own_whole_pixels(channels):
+    """Numbered pixels tell where they come from: inside, one move for the whole image; at the border, its mirror."""
+    numbered = torch.arange(channels * 63.0).reshape(1, channels, 7, 9).expand(2000, -1, -1, -1)
+    shifted = shift_images(numbered, 2, torch.Generator().manual_seed(0))
+    rows, columns = shifted[:, 0, 3, 4] // 9 - 3, shifted[:, 0, 3, 4] % 9 - 4
+    moves = torch.stack([rows, columns], 1).long()
+    kinds, counts = moves.unique(dim=0, return_counts=True)
+    assert kinds.tolist() == [[down, right] for down in range(-2, 3) for right in range(-2, 3)]
+    assert ((counts - 80).abs() < 5 * 80**0.5).all()
+    mirrored = np.pad(numbered[0].numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect")
+    for image, (down, right) in zip(shifted[:50], moves.tolist(), strict=False):
+        np.testing.assert_array_equal(image, mirrored[:, 2 + down : 9 + down, 2 + right : 11 + right])
+
+
+def test_a_shift_as_long_as_the_image_is_refused():
+    with pytest.raises(InputError, match="below the 8 pixels"):
+        shift_images(torch.zeros(1, 1, 8, 9), 8, torch.Generator())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 8), (1, 3), (2, 6), (7, 8)])
+def test_patience_ends_a_run_that_no_longer_improves(patience, epochs):
+    """By scores on validation images alone: the best so far are epochs 1, 2 and 4."""
+    scores = iter([0.1, 0.5, 0.4, 0.6, 0.6, 0.2, 0.3, 0.1])
+    settings = Settings(epochs=8, batch_size=8, patience=patience)
+    trained = train(_linear(), _sides(8, 0), _sides(8, 1), settings, Scored(scores), device="cpu")
+    assert len(trained.history) == epochs
+    assert trained.best["epoch"] == (2 if patience == 1 else 4)
+
+
+def test_dropout_leaves_out_a_share_of_what_the_last_layer_sees():
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, values):
+            seen.append((self.training, values.detach().clone()))
+            return super().forward(values)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 500), Watched(500, 1))
+    settings = Settings(epochs=1, batch_size=64, dropout=0.25, augment="none")
+    kept = train(network, _sides(64, 0), _sides(8, 1), settings, Numbers(), device="cpu").model
+    (training, values), (evaluation, whole) = seen
+    assert (training, evaluation) == (True, False)
+    assert abs(float((values == 0).float().mean()) - 0.25) < 5 * (0.25 * 0.75 / values.numel()) ** 0.5
+    assert not (whole == 0).any()
+    seen.clear()
+    kept.train()(_sides(64, 0)[0])
+    assert not (seen[0][1] == 0).any(), "dropout stays behind after training"
+
+
+def test_whole_batches_alone_are_compiled(monkeypatch):
+    seen = []
+
+    def compiled(network, device):
+        return lambda images: seen.append((device, len(images))) or network(images)
+
+    monkeypatch.setattr("lenslib.training.compiled", compiled)
+    losses = []
+    for choice in (True, False):
+        settings = Settings(epochs=2, batch_size=16, compile=choice)
+        trained = train(_linear(), _sides(40, 0), _sides(8, 1), settings, Numbers(), device="cpu")
+        losses.append([row["train_loss"] for row in trained.history])
+    assert seen == [("cpu", 16)] * 4
+    assert losses[0] == losses[1]
+
+
+def _hungry(limit):
+    """A network that asks for more memory than any machine has where a batch is larger than `limit`."""
+
+    class Hungry(nn.Linear):
+        def forward(self, values):
+            if len(values) > limit:
+                torch.empty(2**48)
+            return super().forward(values)
+
+    return nn.Sequential(nn.Flatten(), Hungry(64, 1))
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(31, "of 64 images .* one of 16 does"), (3, "one of 2 does"), (1, "nor do two")]
+)
+def test_a_batch_too_large_for_memory_names_one_that_fits(limit, said):
+    with pytest.raises(InputError, match=said) as error:
+        train(_hungry(limit), _sides(64, 0), _sides(1, 1), Settings(batch_size=64), Numbers(), device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_of_a_network_are_its_own():
+    class Broken(nn.Linear):
+        def forward(self, values):
+            raise RuntimeError("shapes cannot be multiplied")
+
+    network = nn.Sequential(nn.Flatten(), Broken(64, 1))
+    with pytest.raises(RuntimeError, match="multiplied"):
+        train(network, _sides(8, 0), _sides(8, 1), QUICK, Numbers(), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("known", "precision"), [({"avx512_bf16": True}, "bf16-mixed"), ({"avx512_bf16": False}, "32-true")]
+)
+def test_bf16_only_where_the_processor_computes_it(monkeypatch, known, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | {"cpu_name": "abacus", "avx2": True})
+    assert _fabric(Settings(), "cpu", "bf16-mixed").strategy.precision.precision == precision
+    assert _fabric(Settings(precision="bf16-mixed"), "cpu", "32-true").strategy.precision.precision == "bf16-mixed"
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     class Exploding(nn.Module):
         def __init__(self):
@@ -191,7 +288,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         def forward(self, images):
             return self.weight * torch.full((len(images), 2), float("nan"))
 
-    with pytest.raises(FloatingPointError, match="batch 0"):
+    with pytest.raises(FloatingPointError, match="nan in batch 0 of epoch 1"):
         train(Exploding(), _blobs(8, 0), _blobs(8, 1), QUICK, macro_auc, device="cpu")
 
 
@@ -208,6 +305,11 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         {"ema": 1.0},
         {"ema": -0.1},
         {"label_smoothing": 1.5},
+        {"dropout": 1.0},
+        {"shift": -1},
+        {"patience": -1},
+        {"checkpoint": -1},
+        {"frozen": True},
         {"augment": "d5"},
         {"clip_norm": -1.0},
         {"optimizer": "adamax"},
@@ -261,6 +363,16 @@ class Numbers:
 
     def turned(self, targets, kind):
         return -targets if kind in (2, 4) else targets
+
+
+class Scored(Numbers):
+    """The same, judged by given scores."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def judge(self, outputs, targets):
+        return {"val_loss": 0.0, "val_score": next(self.scores)}
 
 
 def _sides(n, seed):

@@ -9,12 +9,12 @@ from pathlib import Path
 # What shows, reads real frames, or only passes arguments on.
 VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
-VIEWS += ["bench.py", "bench_worker.py", "bench_roulettes.py", "comparison.py", "refine.py", "residuals.py"]
-VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py", "mass_maps.py"]
+VIEWS += ["bench*.py", "comparison.py", "refine.py", "residuals.py", "mass_maps.py", "attention.py"]
+VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 # What begins when the images are drawn.
-AFTER_SIMULATION = ["models/*", "training.py", "classification.py", "inference.py"]
-AFTER_SIMULATION += ["regression.py", "targets.py"]
-AFTER_SIMULATION += ["metrics.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
+AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
+AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
+AFTER_SIMULATION += ["resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
 
 
 def modules(*but: str) -> list[str]:

@@ -109,4 +109,5 @@ for _name, _network in (("small_cnn", SmallCNN), ("polar_cnn", PolarCNN)):
         size_rule="16 pixels or more",
         precision="bf16-mixed",
         channels_last=True,
+        compile=_name == "small_cnn",
     )(_network)

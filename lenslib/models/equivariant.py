@@ -22,7 +22,7 @@ def keeps_right_angles(size: int) -> bool:
 FACTS = {
     "takes_size": keeps_right_angles,
     "size_rule": "right-angle symmetry needs 17 pixels or more, and a remainder of 1 after division by 4",
-    "export": "e2cnn compares kernel bases by value, which tracing cannot follow",
+    "export": "e2cnn compares kernel bases by value, which tracing cannot follow; steerable.as_convolutions exports",
     "precision": "bf16-mixed",
 }
 

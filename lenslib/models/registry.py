@@ -1,11 +1,11 @@
 """The registry: one name, one builder, one set of facts about the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lenslib.errors import InputError, unknown
 
@@ -16,7 +16,8 @@ FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder", "momen
 class ModelInfo:
     """What the registry knows of a model.
 
-    `precision` and `channels_last` are the faster choice for a training step on a CPU with bf16 instructions.
+    `precision` and `channels_last` are the faster choice for a training step on a CPU with bf16 instructions, `compile`
+    says that compiling was found to make such a step faster still.
     `imagenet` tells whether weights="imagenet" exists: True, False, or the one image size that they fit.
     `export` is the reason why torch.export fails, else None.
     """
@@ -29,6 +30,7 @@ class ModelInfo:
     size_rule: str
     precision: str = "32-true"
     channels_last: bool = False
+    compile: bool = False
     imagenet: bool | int = False
     export: str | None = None
 
@@ -121,29 +123,47 @@ def _forget_caches(model: nn.Module, _) -> None:
         model.train().eval()
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a .safetensors state dict in place, strictly. InputError when missing, not safetensors, or not fitting."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def load_weights(model: nn.Module, path: str | Path, new: Collection[str] = ()) -> None:
+    """Load a .safetensors state dict in place: all of it, but tensors that `new` names stay new where shapes differ.
 
-    if not Path(path).is_file():
+    `path` may be the folder of a run. InputError when it is missing, not safetensors, or does not fit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
         raise InputError(f"weights file '{path}' does not exist; give the path of a .safetensors file")
     try:
-        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            said, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise InputError(
             f"'{path}' is not a safetensors file; convert it with safetensors.torch.save_file "
             "(pickled weights are refused: opening one can run code)"
         ) from error
-    expected = model.state_dict()
-    wrong = [key for key in expected if key not in state or state[key].shape != expected[key].shape]
-    wrong += [key for key in state if key not in expected]
-    if wrong:
+    own = model.state_dict()
+    for key in new:
+        if key not in state or state[key].shape != own[key].shape:
+            state[key] = own[key]
+    if wrong := _differences(state, own):
+        of = f" of {said['model']}" if "model" in said else ""
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"weights '{path}' do not fit the model: {len(wrong)} tensors are missing, unexpected or of another "
-            f"shape, first '{wrong[0]}'; create it with the name, outputs, size and options it was trained with"
+            f"weights '{path}'{of} do not fit the model: {'; '.join(wrong[:3])}{more}; create it with the name, "
+            "outputs, size and options it was trained with"
         )
     model.load_state_dict(state)
+
+
+def _differences(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """What a state dict lacks, has too much, or has in another shape than the model."""
+    wrong = [f"'{key}' is missing" for key in own if key not in state]
+    wrong += [f"'{key}' is unknown to the model" for key in state if key not in own]
+    return wrong + [
+        f"'{key}' has the shape {list(value.shape)}, the model's {list(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
+    ]
 
 
 def _build_pretrained(info: ModelInfo, num_outputs: int, image_size: int, in_chans: int, options: dict) -> nn.Module:

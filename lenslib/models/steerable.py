@@ -1,5 +1,6 @@
 """Steerable convolutional network (Weiler & Cesa 2019, arXiv:1911.08251) on e2cnn. Imported by its builder alone."""
 
+import copy
 from types import SimpleNamespace
 
 import e2cnn
@@ -10,6 +11,7 @@ import torch
 from e2cnn import gspaces
 from e2cnn import nn as enn
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lenslib.errors import InputError
 
@@ -59,6 +61,7 @@ class SteerableCNN(nn.Module):
         self.image_size = image_size
         self.input_type = enn.FieldType(gspace, in_chans * [gspace.trivial_repr])
         self.blocks = enn.SequentialModule(*_layers(self.input_type, fields))
+        self.read = MeanAndMaximum()
         self.head = nn.Sequential(nn.Linear(2 * fields[-1], 64), nn.ELU(), nn.Linear(64, num_outputs))
         _forget_constants(self.blocks)
 
@@ -70,9 +73,19 @@ class SteerableCNN(nn.Module):
             )
         return self.head(self.read(self.blocks(enn.GeometricTensor(images, self.input_type)).tensor))
 
-    def read(self, features: torch.Tensor) -> torch.Tensor:
-        """What the head sees of the last map [n, fields, h, w]."""
+
+class MeanAndMaximum(nn.Module):
+    """What the head sees of the last map: [n, fields, h, w] -> [n, 2 fields]."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+
+
+class Mean(nn.Module):
+    """[n, fields, h, w] -> [n, fields]."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.mean((2, 3))
 
 
 class C8SteerableCNN(SteerableCNN):
@@ -96,7 +109,8 @@ class C8SteerableCNN(SteerableCNN):
         *layers, pool = self.blocks.children()
         first = [enn.MaskModule(self.input_type, image_size, margin=1)] if mask else []
         third = enn.PointwiseAvgPoolAntialiased(layers[-1].out_type, sigma=0.66, stride=1, padding=0)
-        self.blocks, self.flatten = enn.SequentialModule(*first, *layers, third, pool), flatten
+        self.blocks = enn.SequentialModule(*first, *layers, third, pool)
+        self.read = nn.Flatten() if flatten else Mean()
         _forget_constants(self.blocks)
         side = (
             -(-(image_size - 4) // 2 ** len(STRIDE_AFTER)) - 2 - 4
@@ -105,9 +119,6 @@ class C8SteerableCNN(SteerableCNN):
         self.head = nn.Sequential(
             nn.Linear(features, 64), nn.BatchNorm1d(64), nn.ELU(inplace=True), nn.Linear(64, num_outputs)
         )
-
-    def read(self, features: torch.Tensor) -> torch.Tensor:
-        return features.flatten(1) if self.flatten else features.mean((2, 3))
 
 
 def _layers(input_type: enn.FieldType, fields: list[int]) -> list[enn.EquivariantModule]:
@@ -138,3 +149,56 @@ def repair_mirrored_groups() -> None:
     )
     basis = e2cnn.kernels.irreps_basis.R2FlipsDiscreteRotationsSolution
     basis.__hash__ = lambda self: hash((self.in_irrep, self.out_irrep))
+
+
+class Mask(nn.Module):
+    """Multiply images by a fixed one."""
+
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.mask
+
+
+class GroupMaximum(nn.Module):
+    """The largest of the `order` channels of each field: [n, fields * order, h, w] -> [n, fields, h, w]."""
+
+    def __init__(self, order: int):
+        super().__init__()
+        self.order = order
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.unflatten(1, (-1, self.order)).amax(2)
+
+
+def as_convolutions(network: SteerableCNN) -> nn.Sequential:
+    """What a trained steerable network computes, to rounding, in layers of torch alone, for use and export.
+
+    Kernels are expanded once and batch norms are part of them; the result is in evaluation mode and not to be trained.
+    e2cnn exports no antialiased pooling and no mask, which are layers of torch already but for their types.
+    """
+    layers, blocks = [], list(copy.deepcopy(network).eval().blocks.children())
+    for block in blocks:
+        if isinstance(block, enn.InnerBatchNorm):
+            layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), block.export())
+        elif isinstance(block, enn.MaskModule):
+            layers.append(Mask(block.mask.detach()))
+        elif isinstance(block, enn.PointwiseAvgPoolAntialiased):
+            layers.append(_blur(block))
+        elif isinstance(block, enn.GroupPooling):
+            layers.append(GroupMaximum(block.in_type.gspace.fibergroup.order()))
+        else:
+            layers.append(block.export())
+    plain = nn.Sequential(*layers, copy.deepcopy(network.read), copy.deepcopy(network.head))
+    return plain.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _blur(pool: enn.PointwiseAvgPoolAntialiased) -> nn.Conv2d:
+    """The antialiased pooling as a convolution of each channel."""
+    channels = pool.in_type.size
+    options = {"stride": pool.stride, "padding": pool.padding, "groups": channels, "bias": False}
+    conv = nn.Conv2d(channels, channels, pool.kernel_size, **options)
+    conv.weight = nn.Parameter(pool.filter)
+    return conv

@@ -13,7 +13,7 @@ from e2cnn import nn as enn
 from lenslib.errors import InputError
 from lenslib.models import create_model, list_models
 from lenslib.models.equivariant import keeps_right_angles
-from lenslib.models.steerable import SteerableCNN
+from lenslib.models.steerable import SteerableCNN, as_convolutions
 
 EXACT = 1e-5  # relative; float32 rounding over six blocks
 
@@ -92,6 +92,27 @@ def test_sizes_that_break_the_symmetry_are_refused():
         create_model("d4_steerable", 3, 150)
     with pytest.raises(InputError, match="65-pixel"):
         create_model("c4_steerable", 3, 65)(torch.zeros(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("c8_steerable", 37, {}),
+        ("d4_steerable", 37, {"width": 0.1}),
+        ("c8_steerable_cnn", 33, {"order": 2, "mask": True, "flatten": True}),
+        ("c8_steerable_cnn", 33, {"order": 2}),
+    ],
+)
+def test_plain_convolutions_say_the_same(name, size, options):
+    torch.manual_seed(0)
+    model = trained(create_model(name, 3, size, **options), size)
+    plain, x = as_convolutions(model), scenes(5, size, seed=1)
+    assert not [layer for layer in plain.modules() if type(layer).__module__.startswith("e2cnn")]
+    with torch.no_grad():
+        expected = model(x)
+        assert (plain(x) - expected).abs().max() <= EXACT * expected.abs().max()
+        program = torch.export.export(plain, (x,)).module()
+        assert (program(x) - expected).abs().max() <= EXACT * expected.abs().max()
 
 
 @pytest.mark.parametrize("mirrors", [False, True])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from lenslib.errors import InputError
 from lenslib.models import create_model, legal_size, list_models, load_weights, model_info
+from lenslib.models.heads import head_names, starting_network
 from lenslib.models.transformers import patch_size
 
 NAMES = list_models()
@@ -122,9 +123,25 @@ def test_three_channels(name):
     device = "cpu" if model_info(name).family == "equivariant" or name.startswith("cct") else "meta"
     side = legal_size(name, 64)
     with torch.device(device):
-        out = build(name, in_chans=3).eval()(torch.ones(2, 3, side, side))
+        model = build(name, in_chans=3).eval()
+        out = model(torch.ones(2, 3, side, side))
     autoencoder = model_info(name).family == "autoencoder"
     assert out.shape == ((2, 3, side, side) if autoencoder else (2, OUTPUTS))
+    if not autoencoder:
+        # the layers that give the outputs are known, for weights of a task with another number of them
+        state = model.state_dict()
+        assert {state[key].shape[0] for key in head_names(model) if state[key].ndim > 1} == {OUTPUTS}
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "levit", "c4_steerable"])
+def test_weights_of_another_task_leave_the_head_new(name, tmp_path):
+    other = create_model(name, OUTPUTS + 2, legal_size(name, 64)).state_dict()
+    save_file(other, tmp_path / "weights.safetensors")
+    torch.manual_seed(3)
+    start = starting_network(name, OUTPUTS, legal_size(name, 64), 1, str(tmp_path)).state_dict()
+    new = build(name, seed=3).state_dict()
+    for key, value in start.items():
+        assert torch.equal(value, new[key] if key in head_names(build(name)) else other[key]), key
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "vit_tiny", "c4_steerable", "vae"])
