@@ -10,7 +10,7 @@ from pathlib import Path
 VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
 VIEWS += ["bench.py", "bench_worker.py", "bench_roulettes.py", "comparison.py", "refine.py", "residuals.py"]
-VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
+VIEWS += ["attention.py", "observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "classification.py", "inference.py"]
 AFTER_SIMULATION += ["regression.py", "targets.py"]
