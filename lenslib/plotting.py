@@ -93,6 +93,7 @@ def judgements(
     """
     from sklearn.metrics import confusion_matrix, roc_curve
 
+    columns = min(columns, len(answers))
     rows = -(-len(answers) // columns)
     figure, axes = plt.subplots(
         2 * rows, columns, figsize=(2.6 * columns, 4.6 * rows), squeeze=False, layout="constrained"
