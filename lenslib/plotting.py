@@ -84,6 +84,45 @@ def confusion(labels: np.ndarray, scores: np.ndarray, classes: Sequence[str]) ->
     return figure
 
 
+def judgements(
+    answers: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str], columns: int = 4
+) -> Figure:
+    """ROC curves of each network, one class against the rest, over its confusion matrix in shares of each true class.
+
+    answers: name -> labels [n] and scores [n, classes]. False-positive rates are on a logarithmic axis.
+    """
+    from sklearn.metrics import confusion_matrix, roc_curve
+
+    columns = min(columns, len(answers))
+    rows = -(-len(answers) // columns)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(2.6 * columns, 4.6 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (name, (labels, scores)) in enumerate(answers.items()):
+        above, below = axes[2 * (place // columns) : 2 * (place // columns) + 2, place % columns]
+        above.axis("on"), below.axis("on")
+        for k, label in enumerate(classes):
+            false_positive, true_positive, _ = roc_curve(labels == k, scores[:, k])
+            above.plot(false_positive, true_positive, color=COLOURS[k], lw=1, label=label)
+        above.set(xscale="log", xlim=(1 / len(labels), 1), ylim=(0, 1))
+        above.set_title(name, fontsize=9)
+        shares = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)), normalize="true")
+        below.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (true, said), share in np.ndenumerate(shares):
+            colour = "w" if share > 0.6 else "k"
+            below.text(said, true, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=8)
+        below.set_xticks(range(len(classes)), classes, fontsize=7)
+        below.set_yticks(range(len(classes)), classes, fontsize=7)
+        above.tick_params(labelsize=7)
+        if not place % columns:
+            above.set_ylabel("true-positive rate", fontsize=8)
+            below.set_ylabel("true class", fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
 def reliability(diagrams: Mapping[str, "object"]) -> Figure:
     """Accuracy against confidence with 95 % intervals, and the images in each bin below.
 

@@ -4,6 +4,10 @@ Adaptive computation time (Graves 2016) for tokens: after every block the first 
 score (equation 5), a token halts where its scores add up to 1 (equation 6), and the class token read out is the mean of
 itself after each block, weighted by its scores (equation 9). Nothing is added to the ViT but two constants.
 Training wants less computation at the same answer: add `0.0005 * ponder + 0.1 * divergence` to the loss (section 3.3).
+
+The authors' code, NVlabs/A-ViT, differs from the paper in constants: it scales and shifts the score by 10 and -30 for
+this size, weights the divergence by 0.001, takes it of the prior from what was found, over the number of blocks, and
+counts the scores of tokens that have halted. Here the paper's stand. Both centre the prior on the ninth block.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,12 @@
-"""CSWin Transformer: self-attention within crosses of stripes (Dong et al. 2021, arXiv:2107.00652)."""
+"""CSWin Transformer: self-attention within crosses of stripes (Dong et al. 2021, arXiv:2107.00652).
+
+Depths, heads, stripes and the convolutions between stages are those of CSWin_64_12211_tiny_224 in the authors' code,
+microsoft/CSWin-Transformer, models/cswin.py; its stochastic depth is left out.
+"""
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 from lenslib.models.libraries import TOKENS, multiples_of
 from lenslib.models.registry import register
@@ -12,37 +16,40 @@ class CrossShapedAttention(nn.Module):
     """Half of the heads attend within horizontal stripes, half within vertical ones; [n, h, w, dim] -> the same.
 
     `stripe` is the width of a stripe in tokens and divides the map; a stripe as wide as the map is full attention, and
-    then all heads share it. A depthwise convolution of the values tells positions apart (LePE, equation 7).
+    then all heads share it. A depthwise convolution of the values tells positions apart (LePE, equation 7). Within a
+    stripe too, as in the authors' code: at the border of a stripe it sees zeros, not the stripe beside it.
     """
 
     def __init__(self, dim: int, heads: int, stripe: int):
         super().__init__()
-        self.heads, self.stripe = heads, stripe
+        self.head_dim, self.stripe = dim // heads, stripe
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=True), nn.Linear(dim, dim)
         self.positions = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         _, height, width, _ = x.shape
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        cells = [(self.stripe, width), (height, self.stripe)]
         if self.stripe >= max(height, width):
-            attended = self._stripes(q, k, v, self.heads, height, width)
-        else:
-            (q1, q2), (k1, k2), (v1, v2) = (t.chunk(2, dim=-1) for t in (q, k, v))
-            horizontal = self._stripes(q1, k1, v1, self.heads // 2, self.stripe, width)
-            vertical = self._stripes(q2, k2, v2, self.heads // 2, height, self.stripe)
-            attended = torch.cat([horizontal, vertical], dim=-1)
-        return self.out(attended + self.positions(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+            cells = [(height, width)]
+        parts = zip(
+            *(t.chunk(len(cells), dim=-1) for t in self.qkv(x).chunk(3, dim=-1)),
+            self.positions.weight.chunk(len(cells)),
+            self.positions.bias.chunk(len(cells)),
+            strict=True,
+        )
+        attended = [self._within(*cell, *part) for cell, part in zip(cells, parts, strict=True)]
+        return self.out(torch.cat(attended, dim=-1))
 
-    @staticmethod
-    def _stripes(q, k, v, heads: int, height: int, width: int) -> torch.Tensor:
-        """Attention within the height x width cells of the map [n, h, w, dim]."""
+    def _within(self, height: int, width: int, q, k, v, weight, bias) -> torch.Tensor:
+        """Attention and LePE within the height x width cells of the map [n, h, w, dim]."""
         n, all_rows, all_columns, dim = q.shape
-        split = (n, all_rows // height, height, all_columns // width, width, heads, dim // heads)
-        # n, rows and columns of cells, head | place in the cell | dimension of the head
-        cells = (t.reshape(split).permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5) for t in (q, k, v))
-        attended = scaled_dot_product_attention(*(cell.flatten(0, 2) for cell in cells))
-        attended = attended.reshape(n, split[1], split[3], heads, height, width, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return attended.reshape(q.shape)
+        split = (n, all_rows // height, height, all_columns // width, width, dim)
+        cells = [t.reshape(split).transpose(2, 3).flatten(0, 2) for t in (q, k, v)]  # [cell, height, width, dim]
+        heads = (cell.flatten(1, 2).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for cell in cells)
+        attended = scaled_dot_product_attention(*heads).transpose(1, 2).reshape(cells[2].shape)
+        positions = conv2d(cells[2].permute(0, 3, 1, 2), weight, bias, padding=1, groups=dim).permute(0, 2, 3, 1)
+        whole = (attended + positions).reshape(n, split[1], split[3], height, width, dim)
+        return whole.transpose(2, 3).reshape(q.shape)
 
 
 class Block(nn.Module):

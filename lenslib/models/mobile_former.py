@@ -2,12 +2,14 @@
 
 Every block is four: tokens read the map, tokens speak among themselves, the map is convolved with activations that the
 first token shapes, and the map reads the tokens (section 3.2). Both readings are attention whose map side has no
-projection, which is what makes them cheap.
+projection, which is what makes them cheap. What the paper leaves open follows the authors' code (mobile_former_294m and
+mobile_former_508m, AAboys/MobileFormer): norms after the sums, tokens that attend with a projection of their queries
+alone, gates on what they read, and slopes without offsets in the activations. Its stochastic depth is left out.
 """
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import hardsigmoid, scaled_dot_product_attention
 
 from lenslib.models.libraries import DEPTHWISE, at_least
 from lenslib.models.registry import register
@@ -15,19 +17,27 @@ from lenslib.models.registry import register
 HEADS = 2  # of both readings
 
 
+def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[n, m, d] -> [n, heads, m, d / heads]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
 class TokensReadMap(nn.Module):
-    """Tokens [n, m, d] + W_o attention(W_q tokens, map, map), map [n, c, h, w] (equation 1)."""
+    """norm(tokens [n, m, d] + W_o attention(W_q tokens, map, map)), map [n, c, h, w] (equation 1).
+
+    Each token weighs the channels that it reads by a gate from 0 to 2.
+    """
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
+        self.query, self.gate, self.out = nn.Linear(dim, channels), nn.Linear(dim, channels), nn.Linear(channels, dim)
         self.norm = nn.LayerNorm(dim)
-        self.query, self.out = nn.Linear(dim, channels), nn.Linear(channels, dim)
 
     def forward(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        pixels = x.unflatten(1, (HEADS, -1)).flatten(3).transpose(2, 3)
-        query = self.query(self.norm(tokens)).unflatten(2, (HEADS, -1)).transpose(1, 2)
-        read = scaled_dot_product_attention(query, pixels, pixels)
-        return tokens + self.out(read.transpose(1, 2).flatten(2))
+        pixels = _heads(x.flatten(2).transpose(1, 2), HEADS)
+        read = scaled_dot_product_attention(_heads(self.query(tokens), HEADS), pixels, pixels)
+        gated = read.transpose(1, 2).flatten(2) * (2 * hardsigmoid(self.gate(tokens)))
+        return self.norm(tokens + self.out(gated))
 
 
 class MapReadsTokens(nn.Module):
@@ -35,14 +45,12 @@ class MapReadsTokens(nn.Module):
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.key_value = nn.Linear(dim, 2 * channels)
+        self.key, self.value = nn.Linear(dim, channels), nn.Linear(dim, channels)
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        key, value = self.key_value(self.norm(tokens)).unflatten(2, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        pixels = x.unflatten(1, (HEADS, -1)).flatten(3).transpose(2, 3)
-        read = scaled_dot_product_attention(pixels, key, value)
-        return x + read.transpose(2, 3).reshape(x.shape)
+        pixels = _heads(x.flatten(2).transpose(1, 2), HEADS)
+        read = scaled_dot_product_attention(pixels, _heads(self.key(tokens), HEADS), _heads(self.value(tokens), HEADS))
+        return x + read.transpose(1, 2).flatten(2).transpose(1, 2).reshape(x.shape)
 
 
 class Former(nn.Module):
@@ -50,38 +58,32 @@ class Former(nn.Module):
 
     def __init__(self, dim: int, heads: int = 4):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.heads = heads
+        self.query, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.norm1(tokens)
-        tokens = tokens + self.attention(x, x, x, need_weights=False)[0]
-        return tokens + self.feed_forward(self.norm2(tokens))
+        own = _heads(tokens, self.heads)
+        heard = scaled_dot_product_attention(_heads(self.query(tokens), self.heads), own, own)
+        tokens = self.norm1(tokens + self.out(heard.transpose(1, 2).flatten(2)))
+        return self.norm2(tokens + self.feed_forward(tokens))
 
 
-class Shape(nn.Module):
-    """Slopes and offsets [4, n, channels, 1, 1] of a dynamic ReLU from a token [n, d]; a plain ReLU at the start.
+class DynamicReLU(nn.Module):
+    """max(a1 x, a2 x), each channel's slopes from a token [n, d]: a1 within 1 of 1, a2 within 1 of 0.
 
-    DY-ReLU (Chen et al. 2020, arXiv:2003.10027): slopes within 1 of (1, 0), offsets within 0.5 of 0.
+    DY-ReLU (Chen et al. 2020, arXiv:2003.10027) without its offsets; where the token says nothing, a plain ReLU.
     """
 
     def __init__(self, dim: int, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, 4 * channels))
-        self.register_buffer("start", torch.tensor([1.0, 0.0, 0.0, 0.0])[:, None], persistent=False)
-        self.register_buffer("reach", torch.tensor([1.0, 1.0, 0.5, 0.5])[:, None], persistent=False)
+        self.layers = nn.Sequential(nn.Linear(dim, dim // 4), nn.ReLU(), nn.Linear(dim // 4, 2 * channels))
         nn.init.zeros_(self.layers[-1].bias)
 
-    def forward(self, token: torch.Tensor) -> torch.Tensor:
-        change = torch.tanh(self.layers(token) / 2).unflatten(1, (4, -1))
-        return (self.start + self.reach * change).transpose(0, 1)[..., None, None]
-
-
-def dynamic_relu(x: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
-    """max(a1 x + b1, a2 x + b2), every channel and image with its own slopes and offsets."""
-    slope1, slope2, offset1, offset2 = shape
-    return torch.maximum(slope1 * x + offset1, slope2 * x + offset2)
+    def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        first, second = (2 * hardsigmoid(self.layers(token)))[..., None, None].chunk(2, dim=1)
+        return torch.maximum(first * x, (second - 1) * x)
 
 
 def _conv(before: int, after: int, kernel_size: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -89,24 +91,43 @@ def _conv(before: int, after: int, kernel_size: int = 1, stride: int = 1, groups
     return nn.Sequential(conv, nn.BatchNorm2d(after))
 
 
-class Mobile(nn.Module):
-    """An inverted bottleneck with a shortcut; one token shapes its activations. [n, before, h, w] -> [n, after, h, w].
+class Light(nn.Module):
+    """A bottleneck whose depthwise convolution widens the map itself; [n, before, h, w] -> [n, after, h, w]."""
 
-    With `stride` 2 it is the light one: its depthwise convolution halves the map and widens it in one.
-    """
-
-    def __init__(self, dim: int, before: int, after: int, hidden: int, stride: int):
+    def __init__(self, dim: int, before: int, after: int, hidden: int, stride: int = 1):
         super().__init__()
-        self.shape = Shape(dim, hidden)
-        self.shortcut = stride == 1 and before == after
-        self.expand = _conv(before, hidden) if stride == 1 else None
-        self.depthwise = _conv(hidden if stride == 1 else before, hidden, 3, stride, hidden if stride == 1 else before)
+        self.depthwise, self.project = _conv(before, hidden, 3, stride, groups=before), _conv(hidden, after)
+        self.activation = DynamicReLU(dim, hidden)
+
+    def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        return self.project(self.activation(self.depthwise(x), token))
+
+
+class Halving(nn.Module):
+    """Two light bottlenecks, the first of stride 2, the second of ratio 4 and with a shortcut."""
+
+    def __init__(self, dim: int, before: int, after: int, hidden: int):
+        super().__init__()
+        self.first, self.second = Light(dim, before, after, hidden, 2), Light(dim, after, after, 4 * after)
+
+    def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        x = self.first(x, token)
+        return x + self.second(x, token)
+
+
+class Mobile(nn.Module):
+    """An inverted bottleneck; [n, before, h, w] -> [n, after, h, w], with a shortcut where these are equal."""
+
+    def __init__(self, dim: int, before: int, after: int, hidden: int):
+        super().__init__()
+        self.shortcut = before == after
+        self.expand, self.activation1 = _conv(before, hidden), DynamicReLU(dim, hidden)
+        self.depthwise, self.activation2 = _conv(hidden, hidden, 3, groups=hidden), DynamicReLU(dim, hidden)
         self.project = _conv(hidden, after)
 
     def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        shape = self.shape(token)
-        hidden = x if self.expand is None else dynamic_relu(self.expand(x), shape)
-        out = self.project(dynamic_relu(self.depthwise(hidden), shape))
+        hidden = self.activation1(self.expand(x), token)
+        out = self.project(self.activation2(self.depthwise(hidden), token))
         return x + out if self.shortcut else out
 
 
@@ -116,7 +137,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, before: int, after: int, hidden: int, stride: int):
         super().__init__()
         self.read, self.former = TokensReadMap(dim, before), Former(dim)
-        self.mobile = Mobile(dim, before, after, hidden, stride)
+        self.mobile = (Halving if stride == 2 else Mobile)(dim, before, after, hidden)
         self.write = MapReadsTokens(dim, after)
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,22 +162,25 @@ class MobileFormer(nn.Module):
         head: int = 1920,
     ):
         super().__init__()
-        light = _conv(stem, 2 * stem, 3, groups=stem), nn.ReLU6(inplace=True), _conv(2 * stem, stem)
-        self.stem = nn.Sequential(_conv(in_chans, stem, 3, stride=2), nn.Hardswish(), *light)
+        self.stem = nn.Sequential(_conv(in_chans, stem, 3, stride=2), nn.ReLU6(inplace=True))
+        self.light = nn.Sequential(_conv(stem, 2 * stem, 3, groups=stem), nn.ReLU6(inplace=True), _conv(2 * stem, stem))
         self.tokens = nn.Parameter(torch.randn(1, tokens, dim))
         self.blocks, before = nn.ModuleList(), stem
         for hidden, after, stride in blocks:
             self.blocks.append(Block(dim, before, after, hidden, stride))
             before = after
-        last = blocks[-1][0]
-        self.last = nn.Sequential(_conv(before, last), nn.ReLU6(inplace=True))
-        self.head = nn.Sequential(nn.Linear(last + dim, head), nn.Hardswish(), nn.Linear(head, num_outputs))
+        self.read = TokensReadMap(dim, before)
+        self.last = nn.Sequential(_conv(before, 6 * before), nn.ReLU6(inplace=True))
+        layers = nn.Linear(6 * before + dim, head), nn.BatchNorm1d(head), nn.Hardswish(), nn.Linear(head, num_outputs)
+        self.head = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x, tokens = self.stem(images), self.tokens.expand(len(images), -1, -1)
+        x = x + self.light(x)
         for block in self.blocks:
             x, tokens = block(x, tokens)
-        return self.head(torch.cat([self.last(x).mean((2, 3)), tokens[:, 0]], dim=1))
+        tokens, seen = self.read(tokens, x), nn.functional.hardswish(self.last(x).mean((2, 3)))
+        return self.head(torch.cat([seen, tokens[:, 0]], dim=1))
 
 
 SETTINGS = {  # table 1 and appendix A: multiply-adds (millions) at 224 pixels, width of the stem, blocks

@@ -3,6 +3,11 @@
 The paper keeps, of the parts of recent transformers, those that made them robust: a convolutional stem in place of bare
 patches, few stages, a depthwise convolution inside the feed-forward layers, no position embedding and no class token;
 positions enter by a learnt weight on every pair of tokens instead. Its patch-wise augmentation belongs to training.
+
+Sizes, stem, feed-forward layers and which blocks are position-aware follow the authors' code (rvt_tiny_plus and
+rvt_small_plus of robust_models.py, vtddggg/Robust-Vision-Transformer). That code passes the learnt weight through a
+sigmoid, of which the paper's formula knows nothing; here it is the formula's. The stem is padded by 3 pixels in place
+of 2, so that its map is half as wide as the image.
 """
 
 import torch
@@ -52,6 +57,7 @@ class Block(nn.Module):
             nn.BatchNorm2d(hidden),
             nn.GELU(),
             nn.Conv2d(hidden, dim, 1),
+            nn.BatchNorm2d(dim),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +93,6 @@ class RVT(nn.Module):
         layers = [
             nn.Conv2d(in_chans, 32, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(32),
-            nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1),
             nn.Conv2d(32, dims[0], stride // 4, stride=stride // 4),
         ]
@@ -112,7 +117,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-SETTINGS = {  # table 3 of the paper; which blocks are position-aware follows from its numbers of parameters
+SETTINGS = {
     "rvt": ("Ti*", {}),
     "rvt_s": ("S*", {"dims": (384,), "depths": (12,), "heads": (6,), "positions": 5}),
 }

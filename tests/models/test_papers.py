@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch.nn.functional import relu
+from torch.nn.functional import conv2d, relu
 
 from lenslib.models import a_vit, create_model
 from lenslib.models.cswin import Block as CSWinBlock
-from lenslib.models.mobile_former import Shape, dynamic_relu
+from lenslib.models.cswin import CrossShapedAttention
+from lenslib.models.mobile_former import DynamicReLU, MapReadsTokens, TokensReadMap
 from lenslib.models.rvt import RVT, PositionAwareAttention
 
 
@@ -21,8 +22,8 @@ def noise(*shape, seed=0):
         ("rvt", 10.9, 0.01),  # RVT-Ti*
         ("rvt_s", 23.3, 0.01),  # RVT-S*
         ("cswin_t", 23, 0.04),  # the paper rounds to millions
-        ("mobileformer", 11.4, 0.03),  # the paper leaves layers of its light blocks open
-        ("mobileformer_508", 14.0, 0.03),
+        ("mobileformer", 11.4, 0.005),
+        ("mobileformer_508", 14.0, 0.005),
     ],
 )
 def test_parameters_of_the_papers(name, millions, tolerance):
@@ -93,8 +94,8 @@ def test_rvt_learns_positions_in_its_first_blocks():
     with torch.device("meta"):
         model = RVT(3, 64, dims=(24,), depths=(3,), heads=(2,), positions=2)
     assert [name for name, _ in model.named_parameters() if "importance" in name] == [
+        "features.4.attention.importance",
         "features.5.attention.importance",
-        "features.6.attention.importance",
     ]
 
 
@@ -107,8 +108,26 @@ def test_cswin_attends_within_a_cross(stripe):
     expected = torch.zeros(8, 8, dtype=torch.bool)
     row, column = 2 // stripe * stripe, 5 // stripe * stripe
     expected[row : row + stripe] = expected[:, column : column + stripe] = True
-    expected[1:4, 4:7] = True  # the depthwise convolution that tells positions apart
     assert torch.equal(seen, expected)
+
+
+@torch.no_grad()
+def test_cswin_is_attention_and_a_convolution_stripe_by_stripe():
+    """Equation 7, written out for each stripe: softmax(q k^T / sqrt(d)) v + convolution(v)."""
+    torch.manual_seed(0)
+    module, x = CrossShapedAttention(16, heads=4, stripe=2), noise(2, 6, 6, 16)
+    q, k, v = module.qkv(x).chunk(3, dim=-1)
+    expected = torch.empty_like(x)
+    for half, (height, width) in ((slice(0, 8), (2, 6)), (slice(8, 16), (6, 2))):
+        for row in range(0, 6, height):
+            for column in range(0, 6, width):
+                place = (slice(None), slice(row, row + height), slice(column, column + width), half)
+                mine = [t[place].flatten(1, 2).unflatten(2, (2, 4)).transpose(1, 2) for t in (q, k, v)]
+                heard = (mine[0] @ mine[1].mT / 2).softmax(-1) @ mine[2]
+                weights = module.positions.weight[half], module.positions.bias[half]
+                local = conv2d(v[place].permute(0, 3, 1, 2), *weights, padding=1, groups=8).permute(0, 2, 3, 1)
+                expected[place] = heard.transpose(1, 2).reshape(local.shape) + local
+    torch.testing.assert_close(module(x), module.out(expected))
 
 
 def test_cswin_stripe_as_wide_as_the_map_is_full_attention():
@@ -119,13 +138,26 @@ def test_cswin_stripe_as_wide_as_the_map_is_full_attention():
 
 
 @torch.no_grad()
-def test_dynamic_relu_starts_as_a_relu_and_follows_the_token():
+def test_dynamic_relu_starts_near_a_relu_and_follows_the_token():
     torch.manual_seed(0)
-    shape, x = Shape(16, 5), noise(2, 5, 4, 4)
-    token = noise(2, 16)
-    assert not torch.allclose(dynamic_relu(x, shape(token)), relu(x))
-    shape.layers[-1].weight.zero_()
-    torch.testing.assert_close(dynamic_relu(x, shape(token)), relu(x))
+    activation, x, token = DynamicReLU(16, 5), noise(2, 5, 4, 4), noise(2, 16)
+    assert not torch.allclose(activation(x, token), relu(x))
+    activation.layers[-1].weight.zero_()
+    torch.testing.assert_close(activation(x, token), relu(x))
+    activation.layers[-1].bias.copy_(torch.tensor([3.0] * 5 + [-3.0] * 5))  # both slopes as far as they go
+    torch.testing.assert_close(activation(x, token), torch.maximum(2 * x, -x))
+
+
+@torch.no_grad()
+def test_mobile_formers_tokens_see_the_map_in_no_order():
+    """Neither reading of the map has positions: shuffled pixels give the same tokens, and a map shuffled alike."""
+    torch.manual_seed(0)
+    read, write = TokensReadMap(12, 8), MapReadsTokens(12, 8)
+    tokens, x, order = noise(2, 3, 12), noise(2, 8, 4, 4, seed=1), torch.randperm(16)
+    shuffled = x.flatten(2)[..., order].reshape(x.shape)
+    torch.testing.assert_close(read(tokens, shuffled), read(tokens, x))
+    expected = write(x, tokens).flatten(2)[..., order].reshape(x.shape)
+    torch.testing.assert_close(write(shuffled, tokens), expected)
 
 
 @torch.no_grad()
