@@ -29,7 +29,7 @@ class Origin(SphinxTransform):
         source = Path(self.env.doc2path(docname))
         if source.suffix != ".ipynb":
             return
-        chapter, quoted = self.document[0], self.env.metadata[docname].pop("records", {})
+        chapter, quoted = next(self.document.findall(nodes.section)), self.env.metadata[docname].pop("records", {})
         chapter.insert(1, raw(f'<p class="origin">{how_it_was_run(source, docname, bool(quoted))}</p>'))
         if quoted:
             title, lines = "Records of this chapter", [f"<li>{link(run, docname)}</li>" for run in quoted.values()]
@@ -67,7 +67,8 @@ class RecordTable(SphinxDirective):
             rows.append("".join(f"<td>{cell}</td>" for cell in cells))
         above = "".join(f'<th scope="col">{name}</th>' for name in head)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return [raw(f'<table class="table records"><thead><tr>{above}</tr></thead><tbody>{body}</tbody></table>')]
+        table = f'<table class="table"><thead><tr>{above}</tr></thead><tbody>{body}</tbody></table>'
+        return [raw(f'<div class="records" tabindex="0">{table}</div>')]
 
 
 def raw(text: str) -> nodes.raw:
