@@ -1,16 +1,25 @@
 """A figure and its caption belong together, and every figure has words for those who cannot see it.
 
-The caption of what a cell shows is the emphasised start of the paragraph below the cell; what follows it stays text. The
-alternative text is the caption's first sentence, unless the cell's metadata has one: `"mystnb": {"image": {"alt": "..."}}`.
-A picture without either is a warning, which fails the build.
+The caption of what a cell shows is the emphasised start of the paragraph below the cell; what follows it stays text.
+The alternative text is the caption's first sentence, unless the cell's metadata has one, as MyST-NB writes it:
+`"mystnb": {"image": {"alt": "..."}}`. A picture without either is a warning, which fails the build.
+
+The directive `chapter-figure` shows a picture of a chapter on another page: its arguments are the chapter and the tag
+of the cell that draws it, its option `alt` the alternative text, its content the caption.
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator
+from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from lenslib.notebooks import read
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +98,25 @@ def _attach(cell: nodes.Node, below: nodes.paragraph) -> None:
         below.parent.remove(below)
 
 
+class ChapterFigure(SphinxDirective):
+    required_arguments, has_content = 2, True
+    option_spec = {"alt": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        chapter, tag = self.arguments
+        place = Path(self.env.doc2path(chapter))
+        self.env.note_dependency(str(place))
+        cells = [cell for cell in read(place).cells if tag in cell.metadata.get("tags", [])]
+        pictures = [output.data["image/png"] for cell in cells for output in cell.outputs if "image/png" in output.data]
+        if len(pictures) != 1:
+            raise self.error(f"{chapter}: its cells tagged '{tag}' show {len(pictures)} pictures; one is needed")
+        Path(self.env.srcdir, f"{tag}.png").write_bytes(b64decode(pictures[0]))
+        picture = nodes.image(uri=f"/{tag}.png", alt=self.options["alt"])
+        caption = nodes.caption("", "", *self.parse_content_to_nodes()[0].children)
+        return [nodes.figure("", picture, caption, classes=["cell-figure"])]
+
+
 def setup(app) -> dict:
+    app.add_directive("chapter-figure", ChapterFigure)
     app.add_transform(Captions)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,7 @@
 """Pages that ask no other computer for anything, and say what their parts are.
 
-MathJax is laid beside the pages, from the package that carries it. Formulas are drawn as SVG, which needs no font files:
-browsers refuse to load those for a page opened from disk.
+MathJax is laid beside the pages, from the package that carries it. Formulas are drawn as SVG, which needs no font
+files: browsers refuse to load those for a page opened from disk.
 """
 
 MATHJAX = "sphinx-mathjax-offline"
