@@ -93,7 +93,7 @@ def smooth(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"classes": ("smooth",), "substructure": bare, "by_class": {}})
 
 
-class _Model:
+class SmoothModel:
     """The simulator as a function of the fitted numbers [n, k]."""
 
     fixed_shape = True
@@ -119,6 +119,10 @@ class _Model:
         """Derivatives [n, k, k] of the parameters by the fitted numbers: a logarithm's deviation is a relative one."""
         return torch.where(self.logarithmic, numbers.exp(), 1.0).diag_embed()
 
+    def rows(self, rows: Tensor) -> "SmoothModel":
+        """For some of the images: all have the same pixels."""
+        return self
+
     def images(self, numbers: Tensor) -> Tensor:
         """[n, pixels]."""
         return render_compiled(self.recipe, self.unpack(numbers)).flatten(1)
@@ -130,6 +134,11 @@ class _Model:
         images = self.images(moved.flatten(0, 1)).view(n, k + 1, -1)
         return images[:, 0], (images[:, 1:] - images[:, :1]) / _STEP
 
+    def slopes(self, numbers: Tensor) -> Tensor:
+        """[n, k, pixels], for any number of images."""
+        found = [self.images_and_slopes(part)[1] for part in padded(numbers)]
+        return torch.cat(found)[: len(numbers)]
+
 
 class Templates:
     """Noise-free images of smooth lenses drawn from a recipe's priors, to start fits from without the truth.
@@ -138,7 +147,7 @@ class Templates:
     """
 
     def __init__(self, recipe: Recipe, count: int = 16384, seed: int = 1, progress: bool = False):
-        self.model, parts, images = _Model(recipe), [], []
+        self.model, parts, images = SmoothModel(recipe), [], []
         chunk = self.model.recipe.chunk_size
         firsts = tqdm(range(0, count, chunk), desc="templates", disable=None if progress else True)
         for k, _ in enumerate(firsts):
@@ -200,7 +209,7 @@ def refine(
     Raises InputError for images that are not finite, all zero, or not of the recipe's size, and for noise that is not
     positive.
     """
-    model = _Model(recipe)
+    model = SmoothModel(recipe)
     check_images(recipe, images)
     _check_noise(images, noise)
     starts = model.pack(starts)[:, None] if isinstance(starts, dict) else starts
@@ -274,7 +283,7 @@ def _replaced(best: Fit, found: Fit, rows: Tensor, mine: Tensor) -> Fit:
 
 @torch.no_grad()
 def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, progress: bool) -> Fit:
-    """One fit an image, of a model such as `_Model`, from numbers [n, k].
+    """One fit an image, of a model such as `SmoothModel`, from numbers [n, k].
 
     `SLOTS` are under way at any time: one that ends makes room for the next."""
     data, weight = images.flatten(1), 1 / noise.flatten(1)
@@ -293,7 +302,7 @@ def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, p
             # slots without an image repeat the first, where what is compiled is for one number of images
             spare = SLOTS if model.fixed_shape else 1
             slots = torch.tensor(under_way + under_way[:1] * (spare - len(under_way)))
-            here, slopes = model.images_and_slopes(numbers[slots])
+            here, slopes = model.rows(slots).images_and_slopes(numbers[slots])
             slopes, left = slopes * weight[slots, None], (data[slots] - here) * weight[slots]
             chi[slots] = left.square().sum(1)
             curvature[slots] = slopes @ slopes.mT
@@ -306,7 +315,8 @@ def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, p
             bar.update(len(ended))
             under_way = [i for i in under_way if i not in ended]
             under_way += [waiting.pop() for _ in range(min(SLOTS - len(under_way), len(waiting)))]
-    drawn = torch.cat([model.images(part) for part in padded(numbers)])[:n].view_as(images)
+    drawn = [model.rows(rows).images(numbers[rows]) for rows in padded(torch.arange(n))]
+    drawn = torch.cat(drawn)[:n].view_as(images)
     return conclude(model, images, noise, numbers, curvature, converged, steps_done, drawn)
 
 
@@ -321,7 +331,7 @@ def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, w
         damped = curvature[slots] + torch.diag_embed(damping[slots, None] * diagonal + floor)
         step = torch.linalg.solve(damped.double(), downhill.double()).float()
         new = model.bounded(here + step.clamp(-0.5, 0.5))
-        value = ((data[slots] - model.images(new)) * weight[slots]).square().sum(1)
+        value = ((data[slots] - model.rows(slots).images(new)) * weight[slots]).square().sum(1)
         helps = (value <= chi[slots]) & ~lower
         chosen = torch.where(helps[:, None], new, chosen)
         promise = torch.where(lower, promise, (step * downhill).sum(1))

@@ -9,23 +9,24 @@ slopes of the first, and its images from the bitmap, while that noise is lowered
 left over is a pixel that still reads its neighbour, and tells more than any smooth image could.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
 from lenslib.refine import SLOTS, Fit, best_of, check_images, conclude, fit_all, inverse, joined, take_over
-from lenslib.roulette_images import axes
 from lenslib.roulette_model import UNIFORM, UNIT, RouletteModel, nearest_place
 from lenslib.roulette_recipe import RouletteRecipe
 
 # shares of the bitmap's noise that are left, step by step
 _COOLING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0, 0.0, 0.01, 0.001, 0.0, 0.0, 0.003, 0.0003, 0.0, 0.0)
 _WARM = (1.0, 0.3, 0.3, 0.1, 0.1, 0.03, 0.01)
-# pixels a side that a first fit needs: a small window, or a larger one with pixels left out
-_VIEW = 134
+# pixels that a search looks at, and how rarely a dark one is among them
+_ENOUGH, _DARK = 4096, 0.005
+# pixels a side about light that count as lit
+_BESIDE = 9
 # shares of it that a fit may leave for good, where it still reads some pixels' neighbours
 _LEFT = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
 # whole places of the camera that are tried at once; by how much chi-square must fall from the next best to the best,
@@ -53,103 +54,128 @@ def refine_roulettes(
     Raises InputError for images that are not finite, all zero, or not of the recipe's size, and recipes that vary chi.
     """
     check_images(recipe, images)
-    quick = len(images) >= _WORTH_COMPILING
-    full = RouletteModel(recipe, compiled=quick)
-    starts = full.pack(starts)[:, None] if isinstance(starts, dict) else starts
-    windows, parts = _windows(recipe, images), []
-    for window in windows.unique().tolist():
-        rows = (windows == window).nonzero()[:, 0]
-        view = RouletteModel(recipe, window, -(-window // _VIEW), quick)
-        parts.append((rows, _fit_view(full, view, images[rows], starts[rows], steps, progress)))
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    return joined([fit for _, fit in parts], order)
+    whole = RouletteModel(recipe, compiled=len(images) >= _WORTH_COMPILING)
+    starts = whole.pack(starts)[:, None] if isinstance(starts, dict) else starts
+    order = torch.cat([_worth(recipe, part) for part in images.split(SLOTS)])
+    lit = (order < 1).sum(1)
+    # images with about as much light go together
+    groups, parts = (lit / _ENOUGH).log2().ceil().clamp(min=0), []
+    for group in groups.unique():
+        rows = (groups == group).nonzero()[:, 0]
+        few, full = (_seen(whole, images[rows], order[rows], most) for most in (_ENOUGH, int(lit[rows].max())))
+        parts.append((rows, _fit(whole, full, few, images[rows], starts[rows], steps, progress)))
+    return joined([fit for _, fit in parts], torch.cat([rows for rows, _ in parts]).argsort())
 
 
-def _windows(recipe: RouletteRecipe, images: Tensor) -> Tensor:
-    """Sides [n] of the central windows, multiples of `_VIEW`, that hold the light of each image."""
-    pixels = recipe.instrument.pixels
-    if recipe.instrument.noise_sd:
-        return torch.full((len(images),), pixels)
-    x, y = axes(pixels, images)
-    reach = torch.maximum(x.abs(), y.abs()) + 2
-    farthest = (reach * (images[:, 0] > 0)).amax((1, 2))
-    return ((2 * farthest / _VIEW).ceil().long() * _VIEW).clamp(max=pixels)
+@dataclass(frozen=True)
+class _Seen:
+    """Some pixels of images: their grey levels `data` [n, p], and the model there."""
+
+    model: RouletteModel
+    data: Tensor
+
+    def rows(self, rows: Tensor) -> "_Seen":
+        return _Seen(self.model.rows(rows), self.data[rows])
+
+    def held(self) -> "_Seen":
+        """With the camera's place held."""
+        return replace(self, model=self.model.freeze_centre())
+
+    @property
+    def lit(self) -> Tensor:
+        return (self.data >= 1).sum(1)
 
 
-def _fit_view(full: RouletteModel, view: RouletteModel, images: Tensor, starts: Tensor, steps: int, progress) -> Fit:
-    part = view.view(images)
+def _worth(recipe: RouletteRecipe, images: Tensor) -> Tensor:
+    """The order in which pixels are looked at, [n, pixels]: below 1 in and beside light, drawn at random, and seldom
+    elsewhere."""
+    # noise that is cut off at zero has a mean of 0.4 deviations
+    dark = 0.75 * recipe.instrument.noise_sd
+    near = avg_pool2d(images, _BESIDE, 1, _BESIDE // 2).flatten(1) > dark
+    drawn = torch.rand(near.shape[1], generator=torch.Generator().manual_seed(0))
+    return torch.where(near, drawn, 1 + drawn / _DARK)
 
+
+def _seen(model: RouletteModel, images: Tensor, order: Tensor, most: int) -> _Seen:
+    pixels = order.topk(min(most, order.shape[1]), largest=False).indices
+    return _Seen(model.at(pixels), images.flatten(1).gather(1, pixels))
+
+
+def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: Tensor, steps: int, progress) -> Fit:
     def smooth(rows, start):
-        guess = fit_all(view, part[rows], _first_noise(view, part[rows], start), start, steps, progress)
-        numbers = view.pack(guess.params)
-        return fit_all(view, part[rows], _noise(view, part[rows], numbers), numbers, steps, progress)
+        part = few.rows(rows)
+        guess = fit_all(part.model, part.data, _first_noise(part, start), start, steps, progress)
+        numbers = whole.pack(guess.params)
+        return fit_all(part.model, part.data, _noise(part, numbers), numbers, steps, progress)
 
     found = best_of(starts, smooth)
-    numbers = full.pack(found.params)
-    noise = _noise(full, images, numbers)
-    if full.recipe.instrument.noise_sd:
-        fine = fit_all(full, images, noise, numbers, steps, progress)
-        numbers = full.pack(fine.params)
+    numbers, every = whole.pack(found.params), _Seen(whole, images.flatten(1))
+    noise = _noise(every, numbers).view_as(images)
+    camera = whole.recipe.instrument
+    if camera.noise_sd:
+        fine = fit_all(whole, images, noise, numbers, steps, progress)
     else:
-        drawn = torch.cat([full.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
-        curvature = _curvature(full, numbers)
-        fine = conclude(full, images, noise, numbers, curvature, found.converged, found.steps, drawn)
+        drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
+        fine = conclude(whole, images, noise, numbers, _curvature(full, numbers), found.converged, found.steps, drawn)
     fine = replace(fine, converged=fine.converged & found.converged)
-    camera = full.recipe.instrument
     # noise hides which pixel of the bitmap was read; a picture that was turned has none
     if camera.noise_sd or camera.lookup == "turned":
         return fine
-    return _through_the_bitmap(full, view, images, numbers, fine)
+    return _through_the_bitmap(every, full, few, numbers, fine)
 
 
-def _first_noise(model: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
-    """Deviations [n, 1, h, w] before the lens is known: the bitmap's scatter of a round source of the size at the
-    start, whose slope at a brightness is known."""
-    camera, size = model.recipe.instrument, torch.exp(numbers[:, -3])[:, None, None, None]
-    scatter = UNIFORM * images**2 * 2 * torch.log(255 / images.clamp(0.1, 255)) / size**2
+def _first_noise(seen: _Seen, numbers: Tensor) -> Tensor:
+    """Deviations [n, p] before the lens is known: the bitmap's scatter of a round source of the size at the start,
+    whose slope at a brightness is known."""
+    camera, size, data = seen.model.recipe.instrument, torch.exp(numbers[:, -3:-2]), seen.data
+    scatter = UNIFORM * data**2 * 2 * torch.log(255 / data.clamp(0.1, 255)) / size**2
     if camera.lookup == "exact":
-        scatter = torch.zeros_like(images)
+        scatter = torch.zeros_like(data)
     return (UNIFORM + camera.noise_sd**2 + scatter).sqrt()
 
 
-def _noise(model: RouletteModel, images: Tensor, numbers: Tensor, share: float = 1.0) -> Tensor:
-    """Deviations [n, 1, h, w] of rounding, noise and a share of the bitmap's scatter; infinite where an image without
-    noise is dark, and should be."""
-    parts = []
-    for rows in _parts(len(images)):
-        shown, scatter, _ = model.with_noise(numbers[rows])
+def _noise(seen: _Seen, numbers: Tensor, share: float = 1.0) -> Tensor:
+    """Deviations [n, p] of rounding, noise and a share of the bitmap's scatter; infinite where an image without noise
+    is dark, and should be."""
+    model, parts = seen.model, []
+    for rows in _parts(len(numbers)):
+        shown, scatter = model.rows(rows).images_and_scatter(numbers[rows])
         deviation = (model.variance(shown) + share * scatter).sqrt()
         if not model.recipe.instrument.noise_sd:
-            deviation[(shown < 0.5) & (images[rows].flatten(1) < 0.5)] = torch.inf
+            deviation[(shown < 0.5) & (seen.data[rows] < 0.5)] = torch.inf
         parts.append(deviation)
-    return torch.cat(parts).view_as(images)
+    return torch.cat(parts)
 
 
-def _through_the_bitmap(full: RouletteModel, view: RouletteModel, images, numbers: Tensor, smooth: Fit) -> Fit:
+def _through_the_bitmap(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, smooth: Fit) -> Fit:
     """The fits with their images read from the bitmap, where such a fit explains the image; as they were elsewhere."""
-    if "centre_x" not in full.lens_names:
-        return take_over(smooth, _read_fit(full, view, images, numbers, smooth.steps), torch.arange(len(images)))
-    numbers, decided = _places(full, view, images, numbers)
+    if "centre_x" not in smooth.names:
+        found = _read_fit(every, full, few, numbers, smooth.steps)
+        return take_over(smooth, found, torch.arange(len(numbers)))
+    numbers, decided = _places(full, few, numbers)
     # where there is doubt, the place stays as free as the rest
-    for known, models in ((True, (full.freeze_centre(), view.freeze_centre())), (False, (full, view))):
-        rows = (decided == known).nonzero()[:, 0]
+    for rows in ((decided == known).nonzero()[:, 0] for known in (True, False)):
         if len(rows):
-            found = _read_fit(*models, images[rows], numbers[rows], smooth.steps[rows])
-            smooth = take_over(smooth, found, rows)
+            views = [view.rows(rows) for view in (every, full, few)]
+            views = [view.held() for view in views] if decided[rows[0]] else views
+            smooth = take_over(smooth, _read_fit(*views, numbers[rows], smooth.steps[rows]), rows)
     return smooth
 
 
-def _read_fit(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: Tensor, steps: Tensor) -> Fit:
+def _read_fit(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, steps: Tensor) -> Fit:
     """Fits of images read from the bitmap: good ones are those that leave little of its scatter."""
-    if len(view.x) < len(full.x):
-        numbers = _polish(view, view.view(images), numbers, _COOLING[3:])[0]
-    numbers = _polish(full, images, numbers, _COOLING[5:10])[0]
-    drawn = torch.cat([full.bitmap(numbers[part]) for part in _parts(len(images))]).view_as(images)
-    done, steps = torch.ones(len(images), dtype=bool), steps + len(_COOLING)
-    best, rest = None, torch.arange(len(images))
+    numbers = _polish(few, numbers, _COOLING[3:])[0]
+    numbers = _polish(full, numbers, _COOLING[5:10])[0]
+    count, pixels = len(numbers), every.model.recipe.instrument.pixels
+    shape = (-1, 1, pixels, pixels)
+    drawn = torch.cat([every.model.bitmap(numbers[part]) for part in _parts(count)]).view(shape)
+    done, steps = torch.ones(count, dtype=bool), steps + len(_COOLING)
+    best, rest = None, torch.arange(count)
     for share in _LEFT:
-        noise, curvature = _noise(full, images[rest], numbers[rest], share), _curvature(full, numbers[rest], share)
-        found = conclude(full, images[rest], noise, numbers[rest], curvature, done[rest], steps[rest], drawn[rest])
+        part, here = every.rows(rest), numbers[rest]
+        noise, curvature = _noise(part, here, share).view(shape), _curvature(full.rows(rest), here, share)
+        images = part.data.view(shape)
+        found = conclude(every.model, images, noise, here, curvature, done[rest], steps[rest], drawn[rest])
         best = found if best is None else take_over(best, found, rest)
         rest = (~best.good).nonzero()[:, 0]
         if not len(rest):
@@ -157,12 +183,12 @@ def _read_fit(full: RouletteModel, view: RouletteModel, images: Tensor, numbers:
     return best
 
 
-def _polish(model: RouletteModel, images: Tensor, numbers: Tensor, cooling) -> tuple[Tensor, Tensor]:
+def _polish(seen: _Seen, numbers: Tensor, cooling) -> tuple[Tensor, Tensor]:
     """Steps of Gauss and Newton to images read from the bitmap: the best numbers [n, k], and their chi-square [n]
     against noise and rounding alone."""
     found = []
-    for rows in _parts(len(images)):
-        data, here = images[rows].flatten(1), numbers[rows]
+    for rows in _parts(len(numbers)):
+        model, data, here = seen.model.rows(rows), seen.data[rows], numbers[rows]
         best, lowest = here, torch.full((len(rows),), torch.inf)
         for share in (*cooling, None):
             shown, scatter, slopes = model.with_noise(here)
@@ -179,7 +205,7 @@ def _polish(model: RouletteModel, images: Tensor, numbers: Tensor, cooling) -> t
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def _places(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers [n, k] with the camera at the whole place where the image is explained best, and bool [n]: whether it is
     explained, and the next best is so much worse that there is no doubt.
 
@@ -188,41 +214,38 @@ def _places(full: RouletteModel, view: RouletteModel, images: Tensor, numbers: T
     """
     found, decided = numbers.clone(), torch.zeros(len(numbers), dtype=bool)
     lowest = torch.full((len(numbers),), torch.inf)
-    for model, reach in ((view, 0), (view, 3), (full, 3), *[(view, None)] * _WALK):
+    views = (few, full) if full.data.shape[1] > few.data.shape[1] else (few,)
+    for view, reach in ((few, 0), *((view, 3) for view in views), *[(few, None)] * _WALK):
         rows = (~decided).nonzero()[:, 0]
         if not len(rows):
             break
-        seen, held = model.view(images[rows]), model.freeze_centre()
-        around = found[rows]
+        seen, around = view.rows(rows), found[rows]
         if reach is not None:
-            owner, tried = _along(model, numbers[rows], reach)
-            around = _best_tried(owner, *_polish(model, seen[owner], tried, _WARM), 1)[1]
+            around = _along(seen, numbers[rows], reach)
             # mostly the nearest whole place explains all, and nothing else could
-            near, chi = _polish(held, seen, nearest_place(model, around), _COOLING[3:10])
-            done = chi < _EXPLAINED * (seen >= 1).flatten(1).sum(1)
+            near, chi = _polish(seen.held(), nearest_place(seen.model, around), _COOLING[3:10])
+            done = chi < _EXPLAINED * seen.lit
             found[rows[done]], decided[rows[done]] = near[done], True
-            rows, seen, around = rows[~done], seen[~done], around[~done]
+            rows, seen, around = rows[~done], seen.rows(~done), around[~done]
             if not len(rows):
                 break
-        owner, tried = _whole_places(model, around)
-        owner, tried = _best_tried(owner, *_polish(held, seen[owner], tried, _COOLING[:3]), 3)
-        tried, chi = _polish(held, seen[owner], tried, _COOLING[3:])
-        best, sure, left = _decision(seen, owner, tried, chi)
+        best, sure, left = _whole_places(seen, around)
         better = left < lowest[rows]
         found[rows[better]], lowest[rows[better]], decided[rows] = best[better], left[better], sure
     return found, decided
 
 
-def _along(model: RouletteModel, numbers: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Numbers [m, k] along the longest axis of the covariances, up to `reach` deviations away, and whose [m]."""
-    owner = torch.arange(len(numbers))
-    if not reach:
-        return owner, numbers
-    values, vectors = torch.linalg.eigh(inverse(_curvature(model, numbers)))
-    axis = (vectors[:, :, -1] * values[:, -1:].sqrt()).float()
-    steps = torch.linspace(-reach, reach, _STOPS)
-    tried = numbers[:, None] + steps[:, None] * axis[:, None]
-    return owner.repeat_interleave(_STOPS), model.bounded(tried.flatten(0, 1))
+def _along(seen: _Seen, numbers: Tensor, reach: float) -> Tensor:
+    """The best numbers [n, k] that steps find from along the longest axis of the covariances, up to `reach` deviations
+    away."""
+    owner, tried = torch.arange(len(numbers)), numbers
+    if reach:
+        values, vectors = torch.linalg.eigh(inverse(_curvature(seen, numbers)))
+        axis = (vectors[:, :, -1] * values[:, -1:].sqrt()).float()
+        steps = torch.linspace(-reach, reach, _STOPS)
+        tried = seen.model.bounded((numbers[:, None] + steps[:, None] * axis[:, None]).flatten(0, 1))
+        owner = owner.repeat_interleave(_STOPS)
+    return _best_tried(owner, *_polish(seen.rows(owner), tried, _WARM), 1)[1]
 
 
 def _best_tried(owner: Tensor, tried: Tensor, chi: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -232,26 +255,28 @@ def _best_tried(owner: Tensor, tried: Tensor, chi: Tensor, count: int) -> tuple[
     return owner[kept], tried[kept]
 
 
-def _decision(images: Tensor, owner, tried, chi) -> tuple[Tensor, Tensor, Tensor]:
-    """The best numbers [n, k] of those tried for each image, whether there is no doubt [n], and what is left of
-    chi-square for each lit pixel [n]."""
-    lit = (images >= 1).flatten(1).sum(1)
+def _whole_places(seen: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of whole places of the camera about numbers [n, k], the numbers [n, k] at the best, whether there is no doubt
+    [n], and what is left of chi-square for each lit pixel [n]."""
+    held, (owner, tried) = seen.held(), _likeliest_places(seen, numbers)
+    owner, tried = _best_tried(owner, *_polish(held.rows(owner), tried, _COOLING[:3]), 3)
+    tried, chi = _polish(held.rows(owner), tried, _COOLING[3:])
     best, decided, left = [], [], []
-    for i in range(len(images)):
+    for i, lit in enumerate(seen.lit):
         mine = (owner == i).nonzero()[:, 0]
         order = mine[chi[mine].argsort()]
         best.append(tried[order[0]])
         alone = len(order) == 1 or bool(chi[order[1]] - chi[order[0]] > _DECIDED)
-        decided.append(alone and bool(chi[order[0]] < _EXPLAINED * lit[i]))
-        left.append(chi[order[0]] / lit[i])
+        decided.append(alone and bool(chi[order[0]] < _EXPLAINED * lit))
+        left.append(chi[order[0]] / lit)
     return torch.stack(best), torch.tensor(decided), torch.stack(left)
 
 
-def _whole_places(model: RouletteModel, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers [m, k] at the likeliest whole places of the camera, and whose they are [m]: an index into `numbers`."""
-    at = [model.lens_names.index(name) for name in ("centre_x", "centre_y")]
+def _likeliest_places(seen: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Whose they are [m], an index into `numbers`, and numbers [m, k] at the likeliest whole places of the camera."""
+    at = [seen.model.lens_names.index(name) for name in ("centre_x", "centre_y")]
     owner, tried = [], []
-    for i, covariance in enumerate(inverse(_curvature(model, numbers, 0.1))):
+    for i, covariance in enumerate(inverse(_curvature(seen, numbers, 0.1))):
         place, spread = numbers[i, at].double() * UNIT, covariance[at][:, at] * UNIT**2 + 1e-4 * torch.eye(2)
         reach = (3.5 * spread.diagonal().sqrt()).clamp(1, 40)
         low, high = (place - reach).floor().tolist(), (place + reach).ceil().tolist()
@@ -263,13 +288,14 @@ def _whole_places(model: RouletteModel, numbers: Tensor) -> tuple[Tensor, Tensor
         moved[:, at] = (place + away) / UNIT
         tried.append(moved.float())
         owner += [i] * len(away)
-    return torch.tensor(owner), model.bounded(torch.cat(tried))
+    return torch.tensor(owner), seen.model.bounded(torch.cat(tried))
 
 
-def _curvature(model: RouletteModel, numbers: Tensor, share: float = 1.0) -> Tensor:
+def _curvature(seen: _Seen, numbers: Tensor, share: float = 1.0) -> Tensor:
     """[n, k, k] of chi-square over two by the fitted numbers, with a share of the bitmap's scatter for noise."""
     found = []
     for rows in _parts(len(numbers)):
+        model = seen.model.rows(rows)
         shown, scatter, slopes = model.with_noise(numbers[rows])
         found.append((slopes / (model.variance(shown) + share * scatter)[:, None]) @ slopes.mT)
     return torch.cat(found)

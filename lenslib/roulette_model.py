@@ -35,7 +35,7 @@ class RouletteModel:
 
     fixed_shape = False
 
-    def __init__(self, recipe: RouletteRecipe, window: int | None = None, stride: int = 1, compiled: bool = False):
+    def __init__(self, recipe: RouletteRecipe, compiled: bool = False):
         if recipe.sampling.chi[0] != recipe.sampling.chi[1]:
             raise InputError(
                 f"{recipe.name} varies chi, and an image shows einstein_radius / chi alone: give sampling.chi one value"
@@ -51,16 +51,23 @@ class RouletteModel:
         self.numbers_names = (*self.lens_names, "size", "g1", "g2")
         self.names = (*self.lens_names, "sigma1", "sigma2", "theta")
         self.low, self.high = torch.tensor([_bounds(recipe, name) for name in self.numbers_names]).unbind(1)
-        window = window or recipe.instrument.pixels
-        first = (recipe.instrument.pixels - window) // 2
-        self.slice = slice(first, first + window, stride)
         x, y = torch.broadcast_tensors(*axes(recipe.instrument.pixels, torch.zeros(())))
-        self.x, self.y = self.view(x).flatten(), self.view(y).flatten()
+        self.x, self.y = x.flatten(), y.flatten()
         self.frozen: tuple[int, ...] = ()
 
-    def view(self, images: Tensor) -> Tensor:
-        """The pixels of images [..., h, w] that count here."""
-        return images[..., self.slice, self.slice]
+    def at(self, pixels: Tensor) -> "RouletteModel":
+        """The same at some pixels [n, p] of n images, indices into a flattened frame."""
+        model = copy(self)
+        model.x, model.y = self.x[pixels], self.y[pixels]
+        return model
+
+    def rows(self, rows: Tensor) -> "RouletteModel":
+        """The same for some of the images, where each has pixels of its own."""
+        if self.x.ndim == 1:
+            return self
+        model = copy(self)
+        model.x, model.y = self.x[rows], self.y[rows]
+        return model
 
     def freeze_centre(self) -> "RouletteModel":
         """The same with the camera's place held."""
@@ -105,7 +112,11 @@ class RouletteModel:
 
     def images(self, numbers: Tensor) -> Tensor:
         """[n, pixels], of light read exactly, on average."""
-        return self._run(0, self._plan, numbers)[0]
+        return self.images_and_scatter(numbers)[0]
+
+    def images_and_scatter(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [n, pixels] and the variance that the bitmap adds [n, pixels]."""
+        return self._run(0, self._plan, numbers)
 
     def images_at(self, numbers: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """[n, pixels], of light read exactly, at pixels (x, y) from the camera's place."""
@@ -130,9 +141,9 @@ class RouletteModel:
         if not self.compiled:
             return _FUNCTIONS[kernel](plan, numbers, self.x, self.y)
         count = len(numbers)
-        lack = (_FEW if count <= _FEW else SLOTS) - count
-        filled = torch.cat([numbers, numbers[-1:].expand(lack, -1)])
-        return tuple(part[:count] for part in _kernels()[kernel](plan, filled, self.x, self.y))
+        size = _FEW if count <= _FEW else SLOTS
+        numbers, x, y = (_filled(part, size) if part.ndim == 2 else part for part in (numbers, self.x, self.y))
+        return tuple(part[:count] for part in _kernels()[kernel](plan, numbers, x, y))
 
     def variance(self, images: Tensor) -> Tensor:
         """Of noise and rounding, where `images` are expected."""
@@ -166,6 +177,11 @@ class RouletteModel:
             shift = torch.stack([(shown * x[rows]).sum(1), (shown * y[rows]).sum(1)], 1) / shown.sum(1, keepdim=True)
             numbers[rows[:, None], torch.tensor(places)] += shift / UNIT
         return nearest_place(self, numbers)
+
+
+def _filled(values: Tensor, size: int) -> Tensor:
+    """Values [n, k] with the last repeated: [size, k]."""
+    return torch.cat([values, values[-1:].expand(size - len(values), -1)])
 
 
 def _bounds(recipe: RouletteRecipe, name: str) -> tuple[float, float]:
