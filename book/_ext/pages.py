@@ -4,6 +4,10 @@ MathJax is laid beside the pages, from the package that carries it. Formulas are
 files: browsers refuse to load those for a page opened from disk.
 """
 
+from importlib.util import find_spec
+
+from sphinx.errors import ExtensionError
+
 MATHJAX = "sphinx-mathjax-offline"
 LIVE_CODE = "sphinx_thebe"  # cells that run on somebody's server, which Jupyter Book prepares even where it is off
 
@@ -22,6 +26,8 @@ def mend_roles(app, page, template, context, doctree) -> None:
 
 
 def setup(app) -> dict:
+    if not find_spec(MATHJAX):
+        raise ExtensionError(f"{MATHJAX} is not installed, and formulas need it: run `make setup`")
     app.setup_extension("sphinx.ext.mathjax")
     app.setup_extension(MATHJAX)  # copies its files to `_static/mathjax` when the pages are written
     app.config.mathjax_path = "mathjax/tex-svg.js"
