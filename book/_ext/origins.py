@@ -42,6 +42,7 @@ def how_it_was_run(source: Path, docname: str, quotes: bool) -> str:
     """Profile, parameters and date of a chapter, and links to its notebook and its records."""
     run = read(source).metadata["papermill"]
     settings = {name: value for name, value in run["parameters"].items() if name not in PLACES}
+    settings = {name: settings[name] for name in ("profile", "seed") if name in settings} | settings
     date = datetime.fromisoformat(run["end_time"])
     words = ", ".join(f"{name} {html.escape(str(value))}" for name, value in settings.items())
     notebook = f'<a href="{"../" * docname.count("/")}_sources/{docname}.ipynb" download>notebook as it ran</a>'
