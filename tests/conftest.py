@@ -1,5 +1,7 @@
 """What several test files share: an uncompiled renderer (compiling takes longer than a test) and small data sets."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,26 @@ import torch
 from lenslib import information, roulette_camera, simulate
 from lenslib.dataset import write_dataset
 from lenslib.recipe import load_recipe
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Tests of one run of the workflow go to one worker, which runs it once; other files go where there is room."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("workflow" if "workflow" in item.fixturenames else item.path.stem))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser without a window; without one, or without playwright to drive it, the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not (path := next(filter(None, map(shutil.which, names)), None)):
+        pytest.skip("no Chromium on this computer (Debian: apt install chromium)")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,8 @@
     {rec}`classification.deeplense_1.best.macro_auc:ci.4f`   0.9871 (95 % interval 0.9850 to 0.9890)
 
 The key is that of `lenslib.records.Records.lookup`, the rest a Python format. A key without a record is a warning,
-which fails the build. Records are read from the folder named in LENSLIB_RESULTS (default `results`).
+which fails the build. Records are read from the folder named in LENSLIB_RESULTS (default `results`). Every number is a
+link to its record, which the extension `origins` lays into the book.
 """
 
 import html
@@ -16,7 +17,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
 from lenslib.errors import InputError
-from lenslib.records import Found, Records
+from lenslib.records import Found, Records, Run
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def records() -> Records:
 
 
 class recorded(nodes.inline):  # noqa: N801 (docutils names its nodes so)
-    """A number with the place of its record, which HTML shows when a reader points at it."""
+    """A number with its record, whose place HTML shows when a reader points at it, and opens when it is clicked."""
 
 
 def render(key: str, spec: str) -> tuple[str, Found]:
@@ -47,6 +48,11 @@ def origin(found: Found) -> str:
     return f"profile {run.profile}, {place}, " + (f"mean of {seeds} seeds" if seeds > 1 else f"seed {run.seed}")
 
 
+def place_in_book(run: Run, docname: str) -> str:
+    """The address of a record in the rendered book, as seen from a page."""
+    return "../" * docname.count("/") + f"records/{run.profile}/{run.task}/{run.recipe}/{run.model}/seed{run.seed}.json"
+
+
 class RecRole(SphinxRole):
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         key, _, spec = self.text.partition(":")
@@ -57,15 +63,17 @@ class RecRole(SphinxRole):
             return [nodes.problematic(self.rawtext, self.rawtext)], []
         for run in found.runs:
             self.env.note_dependency(str(run.folder / "record.json"))
-        return [recorded(self.rawtext, text, classes=["rec"], title=origin(found))], []
+            self.env.metadata[self.env.docname].setdefault("records", {})[str(run.folder)] = run
+        link = place_in_book(found.runs[0], self.env.docname)
+        return [recorded(self.rawtext, text, title=origin(found), link=link)], []
 
 
 def visit_html(writer, node: recorded) -> None:
-    writer.body.append(f'<span class="rec" title="{html.escape(node["title"])}">')
+    writer.body.append(f'<a class="rec" href="{html.escape(node["link"])}" title="{html.escape(node["title"])}">')
 
 
 def depart_html(writer, node: recorded) -> None:
-    writer.body.append("</span>")
+    writer.body.append("</a>")
 
 
 def pass_through(writer, node: recorded) -> None:

@@ -42,9 +42,9 @@ def test_numbers_are_formatted_and_say_where_they_come_from(render):
         "{rec}`t.r.m.name`; {rec}`t.r.m.seeds`; {rec}`t.r.m.profile`"
     )
     assert code == 0, messages
-    title = '<span class="rec" title="profile laptop, t/r/m, mean of 2 seeds">'
+    place = 'href="records/laptop/t/r/m/seed0.json" title="profile laptop, t/r/m, mean of 2 seeds"'
     shown = ["0.625", "0.62 (95 % interval 0.38 to 0.88)", "12.5%", "12,000", "&lt;B&amp;1&gt;", "2", "laptop"]
-    assert [text.split("</span>")[0] for text in page.split(title)[1:]] == shown
+    assert [text.split("</a>")[0] for text in page.split(f'<a class="rec" {place}>')[1:]] == shown
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_every_quoted_number_is_rendered_with_its_origin(workflow):
             continue
         keys = ROLE.findall(prose(source))
         page = (workflow.html / source.relative_to(workflow.root / "build/src")).with_suffix(".html").read_text()
-        spans = re.findall(r'<span class="rec" title="([^"]+)">([^<]*)</span>', page)
+        spans = re.findall(r'<a class="rec" href="[^"]+" title="([^"]+)">([^<]*)</a>', page)
         quoted += len(keys)
         assert len(spans) >= len(keys), source.name
         assert all(title.startswith("profile test, ") and text for title, text in spans)
@@ -83,6 +83,21 @@ def test_every_quoted_number_is_rendered_with_its_origin(workflow):
             expected = str(value) if isinstance(value, str) else format(value, spec.removeprefix("ci"))
             assert any(html.unescape(text).startswith(expected) for _, text in spans), key
     assert quoted > 0
+
+
+def test_the_book_holds_every_record_and_chapters_say_how_they_were_run(workflow):
+    runs = load_runs(workflow.results)
+    places = {f"test/{run.task}/{run.recipe}/{run.model}/seed{run.seed}.json": run for run in runs}
+    shown = (workflow.html / "book/records.html").read_text()
+    for place, run in places.items():
+        assert (workflow.html / "records" / place).read_bytes() == (run.folder / "record.json").read_bytes()
+        assert f'href="../records/{place}"' in shown
+    for chapter in CHAPTERS:
+        page = (workflow.html / f"notebooks/{chapter}.html").read_text()
+        (origin,) = re.findall(r'<p class="origin">(.*?)</p>', page)
+        assert "with profile test, seed 0" in origin
+        notebook = re.search(r'href="\.\./(_sources/[^"]+\.ipynb)"', origin)[1]
+        assert any(cell.get("outputs") for cell in read(workflow.html / notebook).cells)
 
 
 def prose(source: Path) -> str:
