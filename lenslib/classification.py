@@ -129,8 +129,9 @@ def classify(
     trained: Trained, data: DataSet, model: str, image_size: int, crop: int | None = None
 ) -> tuple[np.ndarray, float]:
     """Class probabilities [n, classes] of a data set, and the images judged per second."""
+    size, channels = data.images.shape[-1], data.channels
     classifier = Classifier(
-        trained.model, model, data.recipe.name, data.classes, image_size, data.images.shape[-1], crop, data.channels
+        trained.model, model, data.recipe.name, data.classes, image_size, size, crop, channels, data.units
     )
     start = time.perf_counter()
     scores = classifier.probabilities(data.images)
@@ -186,5 +187,7 @@ def record_run(
         predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
         history=trained.history,
         weights=trained.model.state_dict(),
-        weights_metadata=classifier_metadata(model, training.recipe, image_size, crop, training.channels),
+        weights_metadata=classifier_metadata(
+            model, training.recipe, image_size, crop, training.channels, training.units
+        ),
     )

@@ -30,7 +30,9 @@ from lenslib.simulate import sample_chunks
 
 Batches = Iterable[tuple[Tensor, dict[str, Tensor]]]
 FILES = ("images.npy", "params.parquet")
-KEYS = ("recipe", "seed", "start", "count", "library_version", "sha256")
+KEYS = ("recipe", "seed", "start", "count", "units", "library_version", "sha256")
+# of brightness, in which an image has neither scale nor offset of its own; or of the noise's standard deviations
+UNITS = ("light", "deviations")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class DataSet:
     image; digest: SHA-256 over the digests of its files; classes: names by label.
 
     Of a DeepLense folder, images are read as they are asked for, a `FoundFiles` stands in for the recipe, and the seed
-    is a number from the digest: two sets of one seed are the same files.
+    is a number from the digest: two sets of one seed are the same files. units: see `UNITS`.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class DataSet:
     recipe: Recipe | FoundFiles
     seed: int
     digest: str
+    units: str = "light"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ class DataSet:
         """Images of the given rows as networks see them (see `prepare`), and their labels."""
         wanted = np.arange(len(self))[rows]
         firsts = tqdm(range(0, len(wanted), 1024), desc="prepare images", delay=2, leave=False, disable=None)
-        parts = [prepare(self.images[wanted[first : first + 1024]], image_size, crop) for first in firsts]
+        parts = [prepare(self.images[wanted[first : first + 1024]], image_size, crop, self.units) for first in firsts]
         return torch.cat(parts), torch.from_numpy(self.labels[wanted])
 
 
@@ -83,8 +86,9 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / torch.maximum(deviation, 1e-5 * mean.abs()).clamp(min=1e-30)
 
 
-def prepare(images, image_size: int, crop: int | None = None) -> Tensor:
-    """What every network is shown, float32 [n, c, image_size, image_size]: `normalise(resize(images))`.
+def prepare(images, image_size: int, crop: int | None = None, units: str = "light") -> Tensor:
+    """What every network is shown, float32 [n, c, image_size, image_size]: `normalise(resize(images))`; of images in
+    deviations, whose scale says what is too much, asinh(resize(images)): of a large one nearly the logarithm.
 
     `crop` takes the central square of so many pixels first, for recipes that leave most of the sky empty; it must be
     even or odd as the image is, so that the centre stays. Accepts arrays or tensors [n, c, h, w].
@@ -96,7 +100,8 @@ def prepare(images, image_size: int, crop: int | None = None) -> Tensor:
         edge = (size - crop) // 2
         images = images[..., edge : edge + crop, edge : edge + crop]
     images = torch.as_tensor(images if isinstance(images, Tensor) else np.array(images), dtype=torch.float32)
-    return normalise(resize(images, image_size))
+    resized = resize(images, image_size)
+    return normalise(resized) if units == "light" else resized.asinh()
 
 
 def write_dataset(
@@ -117,7 +122,7 @@ def write_dataset(
 
 
 def write_batches(
-    recipe: Recipe, count: int, channels: int, batches: Batches, seed: int, folder, start: int = 0
+    recipe: Recipe, count: int, channels: int, batches: Batches, seed: int, folder, start: int = 0, units: str = "light"
 ) -> DataSet:
     """Write `count` images of so many channels, and the columns that go with them, into a new folder as they come.
 
@@ -133,7 +138,7 @@ def write_batches(
     try:
         shape = (count, channels, recipe.instrument.pixels, recipe.instrument.pixels)
         digests = _write_files(partial, shape, batches, start)
-        values = (recipe.to_yaml(), seed, start, count, lenslib.__version__, digests)
+        values = (recipe.to_yaml(), seed, start, count, units, lenslib.__version__, digests)
         content = dict(zip(KEYS, values, strict=True))
         (partial / "dataset.json").write_text(json.dumps(content | {"seal": _seal(content)}, indent=1))
         # mkdtemp makes the folder private to its owner; a data set is as open as any other
@@ -213,7 +218,7 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
         content = json.loads((folder / "dataset.json").read_text())
         if content["seal"] != _seal(content):
             raise ValueError("altered")
-        digests, recipe, seed, count = (content[key] for key in ("sha256", "recipe", "seed", "count"))
+        digests, recipe, seed, count, units = (content[key] for key in ("sha256", "recipe", "seed", "count", "units"))
     except (ValueError, OSError, KeyError, TypeError, AttributeError):
         raise InputError(f"'{folder}/dataset.json' was altered or cut short: simulate the set again") from None
     for name in FILES:
@@ -234,7 +239,7 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
         )
     digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
     labels = params["label"].to_numpy(np.int64)
-    return DataSet(folder, images, labels, params, parse_recipe(recipe, str(folder)), seed, digest)
+    return DataSet(folder, images, labels, params, parse_recipe(recipe, str(folder)), seed, digest, units)
 
 
 def _open_foreign(folder: Path) -> DataSet:

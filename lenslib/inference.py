@@ -23,7 +23,7 @@ ESTIMATOR_METADATA = ("model", "recipe", "recipe_digest", "targets", *METADATA[3
 
 
 def classifier_metadata(
-    model: str, recipe, image_size: int, crop: int | None = None, in_chans: int = 1
+    model: str, recipe, image_size: int, crop: int | None = None, in_chans: int = 1, units: str = "light"
 ) -> dict[str, str]:
     """What a weights file must say of itself to be used on its own (safetensors metadata: texts)."""
     return {
@@ -34,13 +34,14 @@ def classifier_metadata(
         "native_size": str(recipe.instrument.pixels),
         "crop": str(crop or recipe.instrument.pixels),
         "in_chans": str(in_chans),
+        "units": units,
     }
 
 
 @dataclass
 class Classifier:
     """A trained network with what it was trained for: images of `native_size` pixels a side, of which it sees the
-    central `crop` (all, if None), resampled to `image_size`."""
+    central `crop` (all, if None), resampled to `image_size`; units as in `lenslib.dataset.prepare`."""
 
     network: nn.Module
     model: str
@@ -50,6 +51,7 @@ class Classifier:
     native_size: int
     crop: int | None = None
     in_chans: int = 1
+    units: str = "light"
 
     def probabilities(self, images: Tensor | np.ndarray) -> np.ndarray:
         """Class probabilities [n, classes] of raw images [n, c, h, w] in any units of brightness.
@@ -63,7 +65,7 @@ class Classifier:
 
     def prepare(self, images: Tensor | np.ndarray) -> Tensor:
         """Raw images as this network sees them."""
-        return prepare(images, self.image_size, self.crop)
+        return prepare(images, self.image_size, self.crop, self.units)
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -77,7 +79,8 @@ def load_classifier(path: str | Path) -> Classifier:
     classes = tuple(map(str, classes))
     size, native_size, crop, in_chans = sizes
     network = _network(path, metadata["model"], len(classes), size, in_chans)
-    return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans)
+    units = metadata.get("units", "light")
+    return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans, units)
 
 
 def _metadata(path: str | Path) -> dict[str, str]:
@@ -119,7 +122,13 @@ def recipe_digest(recipe) -> str:
 
 
 def estimator_metadata(
-    model: str, recipe, targets: Targets, image_size: int, crop: int | None = None, in_chans: int = 1
+    model: str,
+    recipe,
+    targets: Targets,
+    image_size: int,
+    crop: int | None = None,
+    in_chans: int = 1,
+    units: str = "light",
 ) -> dict[str, str]:
     """What the weights file of a regression must say of itself."""
     pixels = recipe.instrument.pixels
@@ -132,6 +141,7 @@ def estimator_metadata(
         "native_size": str(pixels),
         "crop": str(crop or pixels),
         "in_chans": str(in_chans),
+        "units": units,
     }
 
 
@@ -148,6 +158,7 @@ class Estimator:
     native_size: int
     crop: int | None = None
     in_chans: int = 1
+    units: str = "light"
 
     def params(self, images: Tensor | np.ndarray) -> dict[str, Tensor]:
         """Estimates [n], float64 by name, and the parameters that the recipe does not vary, of raw images [n, c, h, w].
@@ -179,7 +190,7 @@ class Estimator:
             if bad.any():
                 number = first + int(bad.nonzero()[0])
                 raise InputError(f"image {number} is zero everywhere or not finite: there is nothing to measure")
-            parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop)))
+            parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop, self.units)))
         return self.targets.decode(torch.cat(parts).numpy())
 
 
@@ -207,7 +218,7 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
         raise InputError(f"'{path}' was trained on {metadata['recipe']}{same}, not on {recipe.name}: train it on that")
     network = _network(path, metadata["model"], outputs, size, in_chans)
     facts = metadata["model"], metadata["recipe"], metadata["recipe_digest"], targets
-    return Estimator(network, *facts, size, native_size, crop, in_chans)
+    return Estimator(network, *facts, size, native_size, crop, in_chans, metadata.get("units", "light"))
 
 
 def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: int = 30, progress: bool = False):

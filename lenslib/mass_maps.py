@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lenslib.optics import pixel_grid
 from lenslib.recipe import Recipe
-from lenslib.refine import Fit, SmoothModel, inverse
+from lenslib.refine import SLOTS, Fit, SmoothModel, inverse
 
 # a mass spread over so many pixels: sharper ones cannot be told apart
 SOFTENING = 2.0
@@ -38,8 +38,15 @@ def mass_maps(recipe: Recipe, fit: Fit, residual: Tensor, noise: Tensor) -> Mass
 
     `residual` is what they leave, in these deviations.
     """
-    model = SmoothModel(recipe)
-    slopes = model.slopes(model.pack(fit.params)).unflatten(2, noise.shape[-2:]) / noise
+    model, parts = SmoothModel(recipe), torch.arange(len(residual)).split(SLOTS)
+    numbers = model.pack(fit.params)
+    found = [_maps(model, numbers[rows], residual[rows], noise[rows]) for rows in parts]
+    return MassMaps(*(torch.cat(maps) for maps in zip(*found, strict=True)))
+
+
+def _maps(model: SmoothModel, numbers: Tensor, residual: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    recipe = model.recipe
+    slopes = model.slopes(numbers).unflatten(2, noise.shape[-2:]) / noise
     x_and_y = [model.names.index(name) for name in ("source_center_x", "source_center_y")]
     moved, flat = slopes[:, x_and_y], slopes.flatten(2)
     maps = _Deflections(recipe.instrument.pixels, recipe.instrument.pixel_scale)
@@ -51,7 +58,7 @@ def mass_maps(recipe: Recipe, fit: Fit, residual: Tensor, noise: Tensor) -> Mass
     alone = maps.gather_squares(moved[:, :1] ** 2, moved[:, 1:] ** 2, moved.prod(1, keepdim=True))
     taken = torch.einsum("njhw,njk,nkhw->nhw", shared, known, shared)
     information = torch.maximum(alone - taken, _LEAST * alone).clamp(min=1e-12)
-    return MassMaps(slope / information.sqrt(), information.sqrt())
+    return slope / information.sqrt(), information.sqrt()
 
 
 class _Deflections:

@@ -105,7 +105,10 @@ def train_regressor(
 def prepared(data: DataSet, rows: np.ndarray, image_size: int, crop: int | None) -> torch.Tensor:
     """Those images as networks see them, a part at a time."""
     return torch.cat(
-        [prepare(data.images[part], image_size, crop) for part in np.array_split(rows, -(-len(rows) // 512))]
+        [
+            prepare(data.images[part], image_size, crop, data.units)
+            for part in np.array_split(rows, -(-len(rows) // 512))
+        ]
     )
 
 
@@ -114,7 +117,9 @@ def estimate(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], float]:
     """True labels and estimates of a data set, by name [n], and the images judged per second."""
     pixels, name = data.images.shape[-1], data.recipe.name
-    return _estimated(Estimator(trained.model, model, name, "", targets, image_size, pixels, crop, data.channels), data)
+    return _estimated(
+        Estimator(trained.model, model, name, "", targets, image_size, pixels, crop, data.channels, data.units), data
+    )
 
 
 def _estimated(estimator: Estimator, data: DataSet):
@@ -268,5 +273,7 @@ def record_regression(
         },
         history=trained.history,
         weights=trained.model.state_dict(),
-        weights_metadata=estimator_metadata(model, training.recipe, targets, image_size, crop, training.channels),
+        weights_metadata=estimator_metadata(
+            model, training.recipe, targets, image_size, crop, training.channels, training.units
+        ),
     )

@@ -1,6 +1,6 @@
-"""What a smooth lens leaves of an image, beside the image: what a network that looks for substructure should see.
+"""Fit and subtract: an image, what a smooth lens leaves of it, and where that could be mass, for networks to look at.
 
-write_residuals(open_dataset("data/train"), "data/train_residual")    # images [n, 2, h, w]
+write_residuals(open_dataset("data/train"), "data/train_residual")    # images [n, 4, h, w]
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,45 +13,65 @@ from tqdm import tqdm
 
 from lenslib.dataset import DataSet, write_batches
 from lenslib.errors import InputError
+from lenslib.mass_maps import mass_maps
 from lenslib.recipe import Recipe
 from lenslib.refine import Fit, Templates, noise_map, refine
 
-# images that are fitted before their residuals are written
-_AT_ONCE = 96
+# all in standard deviations: of the noise, and of a mass (see `lenslib.mass_maps`); the last is what a mass would have
+# that bends as a point of UNIT_MASS does
+CHANNELS = ("image", "residual", "significance", "sensitivity")
+# arcsec^2: an Einstein radius of 0.1 arcsec
+UNIT_MASS = 0.01
+# images that are fitted before their residuals are written: many, so that the slowest of them share their slots
+_AT_ONCE = 480
 # of a search: the best few templates are tried in turn
 STARTS = 2
 # what the names of a recipe of residuals end in
 SUFFIX = "_residual"
 
 
-def image_and_residual(
-    recipe: Recipe, images: Tensor, exposures: Mapping[str, Tensor], templates: Templates, starts: int = STARTS
+def fit_and_subtract(
+    recipe: Recipe,
+    images: Tensor,
+    noise: Mapping[str, Tensor] | Tensor,
+    templates: Templates,
+    starts: int = STARTS,
+    progress: bool = False,
 ) -> tuple[Tensor, Fit]:
-    """Images [n, 1, h, w] and their residuals in standard deviations of the noise, [n, 2, h, w], and the fits.
+    """Images [n, 1, h, w] as `CHANNELS` [n, 4, h, w], and the fits of smooth lenses and sources behind them.
 
-    `exposures` are what an observer knows: background_rms and exposure_time, each [n]. The fit is weighted by noise
-    that is judged from the smoothed image, the residual by that of the fitted model.
+    `noise` is the standard deviation of every pixel, as images, or what an observer knows of photon noise:
+    background_rms and exposure_time, each [n]. Then a fit is weighted by noise that is judged from the smoothed image,
+    and its residual by that of the fitted model.
     Raises InputError for images that cannot be fitted (see `lenslib.refine.refine`) and noise that is not of photons.
     """
-    smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    fit = refine(recipe, images, noise_map(recipe, exposures, smoothed), templates.starts(images, starts))
-    noise = noise_map(recipe, exposures, fit.model)
-    return torch.cat([images, images - fit.model], 1) / noise, fit
+    known = isinstance(noise, Tensor)
+    if known:
+        first = noise
+    else:
+        smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
+        first = noise_map(recipe, noise, smoothed)
+    fit = refine(recipe, images, first, templates.starts(images, starts), progress=progress)
+    last = noise if known else noise_map(recipe, noise, fit.model)
+    residual = (images - fit.model) / last
+    maps = mass_maps(recipe, fit, residual, last)
+    found = [images / last, residual, maps.significance[:, None], UNIT_MASS * maps.sensitivity[:, None]]
+    return torch.cat(found, 1), fit
 
 
 def write_residuals(data: DataSet, folder, templates: int = 16384, progress: bool = True) -> DataSet:
-    """Fit every image of a data set and write a new one of images and residuals, at constant memory.
+    """Fit every image of a data set and write a new one of `CHANNELS`, at constant memory.
 
     Its recipe is that of `data` with `SUFFIX` to its name, and its parameters gain fit_chi_square (for each degree of
     freedom), fit_good, fit_steps and what was fitted, as fit_<name>. A fit that failed is marked there, not left out.
-    Raises what `image_and_residual` and `lenslib.dataset.write_dataset` raise.
+    Raises what `fit_and_subtract` and `lenslib.dataset.write_dataset` raise.
     """
     if data.channels != 1 or not isinstance(data.recipe, Recipe):
         raise InputError(f"'{data.folder}' does not hold images of one lens in one band: simulate a set to fit")
     recipe = data.recipe.model_copy(update={"name": data.recipe.name + SUFFIX})
     start = int(data.params["index"].iloc[0])
     batches = _fitted(data, templates, progress)
-    return write_batches(recipe, len(data), 2, batches, data.seed, folder, start)
+    return write_batches(recipe, len(data), len(CHANNELS), batches, data.seed, folder, start, units="deviations")
 
 
 def _fitted(data: DataSet, templates: int, progress: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -63,7 +83,7 @@ def _fitted(data: DataSet, templates: int, progress: bool) -> Iterator[tuple[Ten
         for first in range(0, len(data), _AT_ONCE):
             rows = slice(first, first + _AT_ONCE)
             known = {name: value[rows] for name, value in columns.items()}
-            images, fit = image_and_residual(data.recipe, torch.from_numpy(np.array(data.images[rows])), known, library)
+            images, fit = fit_and_subtract(data.recipe, torch.from_numpy(np.array(data.images[rows])), known, library)
             found = {"chi_square": fit.chi_square / fit.freedom, "good": fit.good, "steps": fit.steps} | fit.params
             yield images, known | {f"fit_{name}": value for name, value in found.items()}
             bar.update(len(images))

@@ -65,6 +65,10 @@ class Stream:
         return self.recipe.channels
 
     @property
+    def units(self) -> str:
+        return "light"
+
+    @property
     def digest(self) -> str:
         """SHA-256 over what the images follow from: recipe, seed and library version."""
         said = json.dumps([self.recipe.to_yaml(), self.seed, lenslib.__version__])

@@ -8,7 +8,7 @@ from lenslib.classification import train_classifier
 from lenslib.cli import main
 from lenslib.dataset import open_dataset, write_dataset
 from lenslib.errors import InputError
-from lenslib.residuals import write_residuals
+from lenslib.residuals import CHANNELS, write_residuals
 from lenslib.training import Settings
 
 
@@ -27,7 +27,7 @@ def test_images_keep_their_order_labels_and_parameters(data, residuals):
     opened = open_dataset(residuals.folder)
     assert opened.digest == residuals.digest
     assert opened.recipe.name == "matched_hst_residual"
-    assert opened.images.shape == (36, 2, 40, 40)
+    assert opened.images.shape == (36, 4, 40, 40)
     for name in data.params:
         np.testing.assert_array_equal(opened.params[name], data.params[name])
     # the first channel is the image over its noise: with that of the bare sky where there is no light
@@ -48,7 +48,21 @@ def test_a_smooth_lens_leaves_noise_of_deviation_one(residuals):
 
 def test_networks_train_on_image_and_residual(residuals):
     trained = train_classifier(residuals, "small_cnn", 40, Settings(epochs=1, batch_size=8))
-    assert torch.isfinite(trained.model(torch.zeros(2, 2, 40, 40))).all()
+    assert torch.isfinite(trained.model(torch.zeros(2, 4, 40, 40))).all()
+
+
+def test_what_networks_see_keeps_its_scale(residuals):
+    seen, _ = residuals.prepared(40)
+    assert residuals.units == open_dataset(residuals.folder).units == "deviations"
+    torch.testing.assert_close(seen.sinh(), torch.from_numpy(np.array(residuals.images)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_mass_shows_in_the_significance(residuals):
+    """Of smooth lenses it is noise of deviation one."""
+    seen = residuals.params["fit_good"].to_numpy()
+    highest = residuals.images[:, CHANNELS.index("significance")].max((1, 2))
+    smooth = residuals.labels == 0
+    assert np.median(highest[~smooth]) > 1.5 * np.median(highest[smooth & seen])
 
 
 def test_the_command_writes_the_same_set(data, residuals, tmp_path, capsys):
