@@ -27,7 +27,7 @@ book: $(STAMP) ## run every notebook on this computer and render the book: _buil
 	@echo "The book: _build/html/index.html"
 
 test: $(STAMP) ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 cluster: $(STAMP) ## the published sizes on a Slurm cluster; first read workflow/profiles/slurm/config.yaml
 	$(BIN)/python workflow/run.py workflow/full.yaml --profile workflow/profiles/slurm

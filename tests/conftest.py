@@ -11,11 +11,16 @@ from lenslib.dataset import write_dataset
 from lenslib.recipe import load_recipe
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests of one run of the workflow go to one worker, which runs it once; other files go where there is room."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("workflow" if "workflow" in item.fixturenames else item.path.stem))
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, and the files that share a run of the workflow to the same, which runs it once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "workflow" if file.endswith(("test_workflow.py", "test_browser.py")) else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,10 @@ from pathlib import Path
 # What shows, reads real frames, or only passes arguments on.
 VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
-VIEWS += ["bench*.py", "comparison.py", "refine.py", "residuals.py", "mass_maps.py", "attention.py"]
+VIEWS += ["bench*.py", "comparison.py", "attention.py"]
 VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
+# What fits smooth lenses to images that are drawn.
+FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
 AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
@@ -25,12 +27,17 @@ def modules(*but: str) -> list[str]:
 
 def simulation() -> list[str]:
     """The modules that a data set depends on."""
-    return modules(*VIEWS, *AFTER_SIMULATION)
+    return modules(*VIEWS, *FITTING, *AFTER_SIMULATION)
+
+
+def fitting() -> list[str]:
+    """The modules that a set of residuals depends on, besides the images."""
+    return [path for path in modules(*VIEWS, *AFTER_SIMULATION) if path not in simulation()]
 
 
 def training() -> list[str]:
     """The modules that a training run depends on."""
-    return modules(*VIEWS)
+    return modules(*VIEWS, *FITTING)
 
 
 def chapters() -> list[str]:
