@@ -71,7 +71,8 @@ def test_a_slider_of_the_explorer_moves_its_picture(chromium, lab):
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(lab)
-    page.locator(".jp-Notebook .jp-CodeCell").last.wait_for()
+    # until its kernel is there, a notebook that is run asks for one
+    page.get_by_text("| Idle").wait_for()
     page.locator(".lm-MenuBar-item", has_text="Run").click()
     page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
     picture = page.locator("img.widget-image")
