@@ -51,7 +51,7 @@ def fit_and_subtract(
     else:
         smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
         first = noise_map(recipe, noise, smoothed)
-    fit = refine(recipe, images, first, templates.starts(images, starts), progress=progress)
+    fit = refine(recipe, images, templates.starts(images, starts), first, progress=progress)
     last = noise if known else noise_map(recipe, noise, fit.model)
     residual = (images - fit.model) / last
     maps = mass_maps(recipe, fit, residual, last)
