@@ -350,7 +350,7 @@ def _kernels():
 
 def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
     """Images before they are blurred and their derivatives, [1 + k, n, c, h, w]."""
-    unblurred = EAGER._replace(blur=lambda images, profiles, dense: images)
+    unblurred = EAGER._replace(blur=lambda images, profiles: images)
 
     def light(given):
         params = fixed | dict(zip(names, given.unbind(1), strict=True))

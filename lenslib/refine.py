@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lenslib.errors import InputError
 from lenslib.recipe import Recipe
-from lenslib.simulate import render_compiled, render_moved
+from lenslib.simulate import render_compiled, render_moved, render_quickly
 
 # fitted as logarithms: sizes and brightnesses, which are positive
 _POSITIVE = (
@@ -39,8 +39,9 @@ _BOUNDS = {"gamma": (1.2, 2.8), "n_sersic": (-1.2, 2.1), "R_sersic": (-5.0, 2.0)
 _STEP = 2e-3
 # images that are fitted together: one fixed number, so that the renderer is compiled once
 SLOTS = 16
-# a fit has converged when a step promises to lower chi-square by less
-PROMISE = 0.05
+# a fit has converged when a step promises to lower chi-square by less, and by less than one were it held back by no
+# more than this damping
+PROMISE, _FREE = 0.05, 0.05
 # eigenvalues of a curvature of unit diagonal below this are rounding
 _DIGITS = 1e-7
 
@@ -127,7 +128,7 @@ class SmoothModel:
 
     def images(self, numbers: Tensor) -> Tensor:
         """[n, pixels]."""
-        return render_compiled(self.recipe, self.unpack(numbers)).flatten(1)
+        return render_quickly(self.recipe, self.unpack(numbers)).flatten(1)
 
     def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """[n, pixels] and [n, k, pixels], by forward differences: quicker than automatic ones, at four digits."""
@@ -334,10 +335,9 @@ def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, p
             chi[slots] = left.square().sum(1)
             curvature[slots] = slopes @ slopes.mT
             downhill = (slopes @ left[..., None])[..., 0]
-            step, promise = _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight)
+            tried = _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight)
+            numbers[slots], converged[slots] = tried
             steps_done[slots] += 1
-            converged[slots] = promise < PROMISE
-            numbers[slots] = step
             ended = {i for i in under_way if converged[i] or steps_done[i] >= steps}
             bar.update(len(ended))
             under_way = [i for i in under_way if i not in ended]
@@ -348,28 +348,33 @@ def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, p
 
 
 def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, weight, tries: int = 4):
-    """The best of a few damped steps from each slot's numbers, [slots, k], and by how much chi-square would fall were
-    it a parabola. Damping is lowered by a step that helps and raised by one that does not."""
+    """The best of a few damped steps from each slot's numbers, [slots, k], and whether the fit has converged [slots].
+    Damping is lowered by a step that helps and raised by one that does not."""
     here, diagonal = numbers[slots], curvature[slots].diagonal(dim1=1, dim2=2)
     floor = 1e-7 * diagonal + 1e-12 * diagonal.amax(1, keepdim=True) + 1e-12
-    lower, promise = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots))
-    chosen = here.clone()
-    for _ in range(tries):
-        damped = curvature[slots] + torch.diag_embed(damping[slots, None] * diagonal + floor)
+
+    def step_and_promise(damping):
+        damped = curvature[slots] + torch.diag_embed(damping[:, None] * diagonal + floor)
         step = torch.linalg.solve(damped.double(), downhill.double()).float()
+        return step, (step * downhill).sum(1)
+
+    lower, promise, chosen = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots)), here.clone()
+    free = step_and_promise(damping[slots].clamp(max=_FREE))[1]
+    for _ in range(tries):
+        step, promised = step_and_promise(damping[slots])
         new = model.bounded(here + step.clamp(-0.5, 0.5))
         value = ((data[slots] - model.rows(slots).images(new)) * weight[slots]).square().sum(1)
         helps = (value <= chi[slots]) & ~lower
         chosen = torch.where(helps[:, None], new, chosen)
-        promise = torch.where(lower, promise, (step * downhill).sum(1))
+        promise = torch.where(lower, promise, promised)
         lower |= helps
         damping[slots] = torch.where(
             helps, damping[slots] * 0.2, torch.where(lower, damping[slots], damping[slots] * 6)
         )
         damping[slots] = damping[slots].clamp(1e-7, 1e6)
-        if lower.all() or bool(((promise < PROMISE) | lower).all()):
+        if bool(((promise < PROMISE) | lower).all()):
             break
-    return chosen, promise
+    return chosen, (promise < PROMISE) & (free < 1)
 
 
 def conclude(model, images, noise, numbers, curvature, converged, steps, drawn) -> Fit:

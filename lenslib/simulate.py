@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lenslib.compilation import compiled
 from lenslib.errors import InputError
-from lenslib.instruments import NumpyNoise, TorchNoise, convolve
+from lenslib.instruments import NumpyNoise, TorchNoise, convolve, convolve_dense
 from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, substructure_deflection
 from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
@@ -76,15 +76,22 @@ def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str,
 
 
 @torch.no_grad()
+def render_quickly(recipe: Recipe, params: dict[str, Tensor]) -> Tensor:
+    """As `render_compiled`, but for last digits that depend on how many images there are."""
+    kernels = _kernels(str(params["lens_theta_E"].device))
+    return _expose(kernels._replace(blur=convolve_dense), recipe, params, *_trace(kernels, recipe, params))
+
+
+@torch.no_grad()
 def render_moved(recipe: Recipe, params: dict[str, Tensor], count: int, bends: int) -> Tensor:
-    """As `render_compiled`, of `count` scenes and of the same with one parameter after another moved, each
+    """As `render_quickly`, of `count` scenes and of the same with one parameter after another moved, each
     [(1 + k) count]: the first `bends` of these move the lens or the shear, the others the light alone."""
     kernels = _kernels(str(params["lens_theta_E"].device))
     bent = {name: value[: (1 + bends) * count] for name, value in params.items()}
     straight = len(params["lens_theta_E"]) // count - 1 - bends
     # a source that moves leaves the rays where they are
     rays = [torch.cat([ray, ray[:count].repeat(straight, 1, 1)]) for ray in _trace(kernels, recipe, bent)]
-    return _expose(kernels, recipe, params, *rays, dense=True)
+    return _expose(kernels._replace(blur=convolve_dense), recipe, params, *rays)
 
 
 class Kernels(NamedTuple):
@@ -111,7 +118,7 @@ def _trace(kernels: Kernels, recipe: Recipe, params, points=None) -> tuple[Tenso
     return kernels.rays(params, *extra, x, y, recipe.lens.profile, companions)
 
 
-def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tensor, dense: bool = False) -> Tensor:
+def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tensor) -> Tensor:
     """The light that rays find, blurred: [n, c, h, w]."""
     x, y = _drawn_grid(recipe, params)
     pictures, pixel_scale = None, 0.0
@@ -121,10 +128,10 @@ def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tens
     psfs, scale, pixels = recipe.psfs(), recipe.instrument.pixel_scale, recipe.instrument.pixels
     light = light * scale**2
     if len(set(psfs)) == 1:
-        blurred = kernels.blur(light.flatten(0, 1), psfs[0].profiles(scale), dense).view_as(light)
+        blurred = kernels.blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
     else:
         channels = zip(light.unbind(1), psfs, strict=True)
-        blurred = torch.stack([kernels.blur(channel, psf.profiles(scale), dense) for channel, psf in channels], 1)
+        blurred = torch.stack([kernels.blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
     margin = (len(x) - pixels) // 2
     return blurred[..., margin : margin + pixels, margin : margin + pixels]
 
