@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from lenslib import bench_roulettes, bench_training
+from lenslib.bench_options import add_output, check_counts, say
 from lenslib.errors import InputError
 
 PEERS = {"lenstronomy": "lenstronomy", "autolens": "PyAutoLens", "caustics": "caustics, uncompiled"}
@@ -37,24 +38,18 @@ def add_parser(commands, device=str) -> None:
     parser.add_argument(
         "--scaling", type=int, nargs="+", default=[], metavar="N", help="write data sets of N images to $TMPDIR as well"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--profile", default="laptop", help="first folder under results")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
 
 
 def _bench_simulate(options) -> None:
     from lenslib.cli import print_table
     from lenslib.recipe import load_recipe
 
-    def step(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"bench: {what} ...", file=sys.stderr)
-
     recipe = load_recipe(options.recipe)
     if recipe.kind == "roulette":
         raise InputError(f"the peers cannot draw {recipe.name}: use lenslib bench roulettes")
     given = {name: getattr(options, name) for name in ("count", "compared", "repeats", "seed", "device", "scaling")}
-    results = bench_simulate(recipe, **given, step=step)
+    results = bench_simulate(recipe, **given, step=say)
     run = record_bench(options.results, options.profile, recipe, results, given)
     rows, sizes = table(results), scaling_table(results)
     if options.json:
@@ -83,10 +78,7 @@ def bench_simulate(
     seconds and peak memory of writing a data set of so many images. `step` is told what happens next.
     Raises InputError for counts below 1 and a disk without room for the largest data set.
     """
-    counts = {"count": [count], "compared": [compared], "repeats": [repeats], "scaling": scaling}
-    for name, value in ((name, value) for name, values in counts.items() for value in values):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
+    check_counts({"count": count, "compared": compared, "repeats": repeats, "scaling": scaling})
     results = {"scaling": {}}
     with tempfile.TemporaryDirectory(prefix="lenslib-bench-") as folder:
         job = {"recipe": recipe.to_yaml(), "count": count, "compared": compared, "repeats": repeats}

@@ -6,12 +6,12 @@ second of 64 x 64 images with 14 parameters; with --refits, the scatter of maxim
 
 import json
 import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
+from lenslib.bench_options import add_output
 from lenslib.errors import InputError
 
 # options of the command that are numbers of things
@@ -40,9 +40,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--matrices", type=int, default=64, help="Fisher matrices; 0: none")
     parser.add_argument("--refits", type=int, default=0, help="refits of each of five scenes; the bar is at 500")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--profile", default="laptop", help="first folder under results")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
 
 
 def _bench(options) -> None:

@@ -6,12 +6,12 @@ out, which compiles and warms up. Steerable networks are also run by e2cnn as it
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from lenslib.bench_options import add_output, check_counts, say
 from lenslib.errors import InputError
 
 COUNTS = ("count", "batch_size", "repeats", "threads")
@@ -41,22 +41,16 @@ def add_parser(commands) -> None:
         "--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="processes that read files for the loop"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--profile", default="laptop", help="first folder under results")
-    parser.add_argument("--json", action="store_true")
+    add_output(parser)
 
 
 def _bench(options) -> None:
     from lenslib.cli import print_table
     from lenslib.recipe import load_recipe
 
-    def step(what: str) -> None:
-        if sys.stderr.isatty():
-            print(f"bench: {what} ...", file=sys.stderr)
-
     recipe = load_recipe(options.recipe)
     given = {name: getattr(options, name) for name in (*COUNTS, "networks", "workers", "seed")}
-    rows = bench_training(recipe, **given, step=step)
+    rows = bench_training(recipe, **given, step=say)
     run = record_bench(options.results, options.profile, recipe, rows, given)
     if options.json:
         print(json.dumps({"rows": rows, "record": str(run.folder)}, indent=1))
@@ -92,9 +86,7 @@ def bench_training(
     from lenslib.models import model_info
 
     counts = {"count": count, "batch_size": batch_size, "repeats": repeats, "threads": threads}
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
+    check_counts(counts)
     if recipe.kind == "roulette" or min(workers) < 0:
         raise InputError(
             f"{recipe.name} has no classes: name another recipe" if min(workers) >= 0 else "workers below 0"

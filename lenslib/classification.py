@@ -1,6 +1,5 @@
 """One classification run, step by step: what the training notebook shows and `lenslib train` does in one go."""
 
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from lenslib.dataset import DataSet, open_dataset
 from lenslib.errors import InputError
-from lenslib.inference import Classifier, classifier_metadata
+from lenslib.inference import Classifier, answered, classifier_metadata
 from lenslib.metrics import classification_metrics, macro_auc
 from lenslib.models import model_info
 from lenslib.models.heads import starting_network
@@ -133,9 +132,7 @@ def classify(
     classifier = Classifier(
         trained.model, model, data.recipe.name, data.classes, image_size, size, crop, channels, data.units
     )
-    start = time.perf_counter()
-    scores = classifier.probabilities(data.images)
-    return scores, len(data) / (time.perf_counter() - start)
+    return answered(classifier, data, np.arange(len(data)))
 
 
 def record_run(
@@ -154,10 +151,7 @@ def record_run(
 ) -> Run:
     """Judge the scores on the test set and write the run folder."""
     metrics = classification_metrics(test.labels, scores, test.classes)
-    metrics["val_macro_auc"] = trained.best["val_score"]
-    metrics["best_epoch"] = trained.best["epoch"]
-    metrics["weight_count"] = sum(parameter.numel() for parameter in trained.model.parameters())
-    metrics["test_images_per_second"] = test_rate
+    metrics |= {"val_macro_auc": trained.best["val_score"]} | trained.metrics(test_rate)
     name = training.recipe.name
     streamed = {}
     if isinstance(training, Stream):
@@ -181,12 +175,8 @@ def record_run(
         | streamed,
         metrics=metrics,
         datasets={"train": training.digest, "test": test.digest},
-        seconds={"train": trained.seconds},
-        images_per_second=trained.images_per_second,
-        device=trained.device,
+        **trained.record(),
         predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
-        history=trained.history,
-        weights=trained.model.state_dict(),
         weights_metadata=classifier_metadata(
             model, training.recipe, image_size, crop, training.channels, training.units
         ),

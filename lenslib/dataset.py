@@ -64,11 +64,13 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def prepared(self, image_size: int, rows: slice = slice(None), crop: int | None = None) -> tuple[Tensor, Tensor]:
+    def prepared(
+        self, image_size: int, rows: slice | np.ndarray = slice(None), crop: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Images of the given rows as networks see them (see `prepare`), and their labels."""
         wanted = np.arange(len(self))[rows]
-        firsts = tqdm(range(0, len(wanted), 1024), desc="prepare images", delay=2, leave=False, disable=None)
-        parts = [prepare(self.images[wanted[first : first + 1024]], image_size, crop, self.units) for first in firsts]
+        firsts = tqdm(range(0, len(wanted), 512), desc="prepare images", delay=2, leave=False, disable=None)
+        parts = [prepare(self.images[wanted[first : first + 512]], image_size, crop, self.units) for first in firsts]
         return torch.cat(parts), torch.from_numpy(self.labels[wanted])
 
 

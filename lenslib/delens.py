@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from lenslib import roulettes
 from lenslib.errors import InputError
@@ -12,6 +13,9 @@ from lenslib.roulette_images import axes, gaussian
 from lenslib.roulette_recipe import missing
 from lenslib.simulate import render
 from lenslib.sources import sersic
+
+# pixels a side of the windows in which two pictures are compared
+_WINDOW = 11
 
 
 def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixels: int = 64) -> Tensor:
@@ -43,6 +47,28 @@ def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixe
             total.scatter_add_(1, index, (share * images[:, 0]).flatten(1).to(total))
     found = torch.where(weight > 1e-3, total / weight.clamp(min=1e-3), torch.nan)
     return found.view(-1, 1, pixels, pixels)
+
+
+def likeness(found: Tensor, truth: Tensor, peak: float) -> tuple[Tensor, Tensor]:
+    """Peak signal-to-noise ratio in dB and structural similarity (Wang et al. 2004, IEEE Trans. Image Process. 13, 600)
+    of sources [n, 1, h, w] and the true ones, [n] each; `peak` is the largest brightness there can be.
+
+    Pixels of `found` that are NaN, which no ray reaches, do not count; for the similarity, which compares windows
+    of 11 pixels, neither do those beside them, nor the rim. NaN where nothing is left.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    seen = found.isfinite()
+    filled = torch.where(seen, found, 0.0)
+    square = torch.where(seen, (filled - truth) ** 2, 0.0).sum((1, 2, 3)) / seen.sum((1, 2, 3))
+    _, local = structural_similarity_index_measure(
+        filled, torch.where(seen, truth, 0.0), data_range=peak, reduction="none", return_full_image=True
+    )
+    edge = _WINDOW // 2
+    whole = -max_pool2d(-seen.float(), _WINDOW, 1)
+    local = local[..., edge:-edge, edge:-edge]
+    similarity = (local * whole).sum((1, 2, 3)) / whole.sum((1, 2, 3))
+    return 10 * torch.log10(peak**2 / square.clamp(min=1e-6)), similarity
 
 
 def true_source(recipe, params: dict[str, Tensor], width: float, pixels: int = 64) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,6 +194,14 @@ class Estimator:
                 raise InputError(f"image {number} is of one brightness or not finite: there is nothing to measure")
             parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop, self.units)))
         return self.targets.decode(torch.cat(parts).numpy())
+
+
+def answered(network: Classifier | Estimator, data, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """A network's `answers` [n, k] to those images of a data set, a part at a time, and the images judged a second."""
+    start = time.perf_counter()
+    parts = np.split(rows, range(512, len(rows), 512))
+    found = np.concatenate([network.answers(data.images[part]) for part in parts])
+    return found, len(rows) / (time.perf_counter() - start)
 
 
 def estimates_numbers(path: str | Path) -> bool:

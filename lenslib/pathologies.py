@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lenslib.errors import InputError
 from lenslib.models import load_weights
-from lenslib.settings import LOSSES, OPTIMIZERS, SCHEDULES, Settings
-from lenslib.training import predict_logits
+from lenslib.settings import LOSSES, OPTIMIZERS, Settings
+from lenslib.training import predict_logits, rate_share
 
 # the collapse study's: section "Regression", table 3.1
 THESIS = Settings(
@@ -121,7 +121,7 @@ def fit(
         raise InputError(f"{len(images)} images and {len(targets)} targets: give one row of targets an image")
     optimizer, loss_of = bare_optimizer(network, settings, betas), LOSSES[settings.loss]
     steps = settings.epochs * -(-len(images) // settings.batch_size)
-    scheduler = LambdaLR(optimizer, lambda step: _share(step, steps, settings))
+    scheduler = LambdaLR(optimizer, lambda step: rate_share(step, steps, settings))
     generator = torch.Generator().manual_seed(settings.seed)
     losses, step = np.full(settings.epochs, np.inf), 0
     network.train()
@@ -143,12 +143,6 @@ def fit(
         losses[epoch] = float(total) / len(images)
         network.train(not train_once)
     return losses
-
-
-def _share(step: int, steps: int, settings: Settings) -> float:
-    """Share of the learning rate: a linear rise, if any, then what the schedule says."""
-    rise = int(settings.warmup * steps)
-    return (step + 1) / rise if step < rise else SCHEDULES[settings.schedule]((step - rise) / max(1, steps - rise))
 
 
 def constant_loss(targets: Tensor, loss: str = "mse") -> float:

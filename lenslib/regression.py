@@ -1,6 +1,5 @@
 """One regression run, step by step: what its notebook shows and `lenslib regress` does in one go."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,9 +8,9 @@ import numpy as np
 import torch
 
 from lenslib.classification import VALIDATION_SHARE, open_apart
-from lenslib.dataset import DataSet, prepare
+from lenslib.dataset import DataSet
 from lenslib.errors import InputError
-from lenslib.inference import Estimator, estimator_metadata
+from lenslib.inference import Estimator, answered, estimator_metadata
 from lenslib.models import model_info
 from lenslib.models.heads import starting_network
 from lenslib.records import Run, run_folder, write_run
@@ -93,23 +92,13 @@ def train_regressor(
     labels = targets.label(data.params.iloc[rows])
     targets = fit_targets(targets, {name: value[: parts[0]] for name, value in labels.items()}, data.recipe)
     encoded = torch.from_numpy(targets.encode(labels)).float()
-    images = prepared(data, rows, image_size, crop)
+    images, _ = data.prepared(image_size, rows, crop)
     training, validation = zip(images.split(parts), encoded.split(parts), strict=True)
     network = starting_network(model, len(targets.columns), image_size, data.channels, settings.weights)
     task = Numbers(targets, settings.loss)
     if settings.precision == "auto":
         settings = replace(settings, precision="32-true")
     return train(network, training, validation, settings, task, device, info.channels_last, folder=folder), targets
-
-
-def prepared(data: DataSet, rows: np.ndarray, image_size: int, crop: int | None) -> torch.Tensor:
-    """Those images as networks see them, a part at a time."""
-    return torch.cat(
-        [
-            prepare(data.images[part], image_size, crop, data.units)
-            for part in np.array_split(rows, -(-len(rows) // 512))
-        ]
-    )
 
 
 def estimate(
@@ -123,11 +112,8 @@ def estimate(
 
 
 def _estimated(estimator: Estimator, data: DataSet):
-    rows, start = counted(estimator.targets, data), time.perf_counter()
-    found = np.concatenate(
-        [estimator.answers(data.images[part]) for part in np.array_split(rows, -(-len(rows) // 512))]
-    )
-    rate = len(rows) / (time.perf_counter() - start)
+    rows = counted(estimator.targets, data)
+    found, rate = answered(estimator, data, rows)
     names = estimator.targets.names
     truth = estimator.targets.label(data.params.iloc[rows])
     return truth, {name: found[:, k] for k, name in enumerate(names)}, rate
@@ -164,13 +150,13 @@ def regression_metrics(
             key = f"hidden_{measure}_{name}" if measure == "r2" and name in hidden else f"{measure}_{name}"
             if np.isfinite(values[k]) and np.isfinite(draws[:, k]).any():
                 metrics[key] = interval(values[k], draws[:, k])
-    metrics |= _mean_error({name: value for name, value in deviations.items() if name not in hidden}, resampled, "mae")
+    metrics |= mean_error({name: value for name, value in deviations.items() if name not in hidden}, resampled, "mae")
     if targets.kind == "raw":
         plain = {name: np.asarray(found[name]) - truth[name] for name in targets.names}
         for name, value in plain.items():
-            metrics |= _mean_error({name: value}, resampled, f"plain_mae_{name}")
-            metrics |= _mean_error({name: value**2}, resampled, f"plain_mse_{name}")
-        metrics |= _mean_error(plain, resampled, "plain_mae")
+            metrics |= mean_error({name: value}, resampled, f"plain_mae_{name}")
+            metrics |= mean_error({name: value**2}, resampled, f"plain_mse_{name}")
+        metrics |= mean_error(plain, resampled, "plain_mae")
     return metrics
 
 
@@ -205,8 +191,9 @@ def _statistics(deviation: np.ndarray, truth: np.ndarray, judged: np.ndarray):
     return statistic
 
 
-def _mean_error(deviations: Mapping[str, np.ndarray], resampled: Resampled, key: str) -> dict:
-    """The mean over targets of their mean absolute deviations, with its interval."""
+def mean_error(deviations: Mapping[str, np.ndarray], resampled: Resampled, key: str) -> dict[str, dict[str, float]]:
+    """The mean over targets of their mean absolute deviations [n], by `key`, with its interval over resampled lenses;
+    of each target those lenses count that are judged, and nothing is returned where one has none."""
     sizes = np.stack([np.abs(value) for value in deviations.values()], 1) if deviations else np.zeros((resampled.n, 0))
     judged = np.isfinite(sizes)
     if not judged.any(0).all() or not sizes.shape[1]:
@@ -239,9 +226,7 @@ def record_regression(
     """Judge the estimates on the test set and write the run folder; `predictions.npz` has `targets` and `estimates`
     [n, names], in the order of `parameters.targets`."""
     metrics = regression_metrics(targets, truth, found, hidden)
-    metrics |= {"val_score": trained.best["val_score"], "best_epoch": trained.best["epoch"]}
-    metrics["weight_count"] = sum(parameter.numel() for parameter in trained.model.parameters())
-    metrics["test_images_per_second"] = rate
+    metrics |= {"val_score": trained.best["val_score"]} | trained.metrics(rate)
     if hidden:
         metrics["hidden_targets"] = ", ".join(sorted(hidden))
     count = min(train_count or len(training), len(counted(targets, training)))
@@ -264,15 +249,11 @@ def record_regression(
         },
         metrics=metrics,
         datasets={"train": training.digest, "test": test.digest},
-        seconds={"train": trained.seconds},
-        images_per_second=trained.images_per_second,
-        device=trained.device,
+        **trained.record(),
         predictions={
             "targets": np.stack([truth[name] for name in targets.names], 1).astype(np.float32),
             "estimates": np.stack([found[name] for name in targets.names], 1).astype(np.float32),
         },
-        history=trained.history,
-        weights=trained.model.state_dict(),
         weights_metadata=estimator_metadata(
             model, training.recipe, targets, image_size, crop, training.channels, training.units
         ),

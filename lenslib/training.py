@@ -38,6 +38,24 @@ class Trained:
     device: str
     best: dict[str, float] = field(default_factory=dict)
 
+    def metrics(self, test_rate: float) -> dict[str, float]:
+        """What its record says beside what it was trained for; `test_rate` is images judged a second."""
+        return {
+            "best_epoch": self.best["epoch"],
+            "weight_count": sum(parameter.numel() for parameter in self.model.parameters()),
+            "test_images_per_second": test_rate,
+        }
+
+    def record(self) -> dict:
+        """Costs, history and weights, as `lenslib.records.write_run` takes them."""
+        return {
+            "seconds": {"train": self.seconds},
+            "images_per_second": self.images_per_second,
+            "device": self.device,
+            "history": self.history,
+            "weights": self.model.state_dict(),
+        }
+
 
 class TrainingImages(Protocol):
     """What a network can be trained on, an epoch at a time: images at hand, or a `lenslib.stream.Stream`."""
@@ -69,8 +87,8 @@ class Resident:
             yield self.images[rows], self.labels[rows]
 
 
-def _share(step: int, steps: int, settings: Settings) -> float:
-    """Share of the learning rate: a linear rise, then what the schedule says."""
+def rate_share(step: int, steps: int, settings: Settings) -> float:
+    """Share of the learning rate at step 0, 1, ...: a linear rise, then what the schedule says."""
     rise = max(1, int(settings.warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -103,7 +121,7 @@ class _Run:
         self.compiled = compiled(self.network, fabric.device.type) if settings.compile else self.network
         self.averaged = copy.deepcopy(model)
         steps = settings.epochs * -(-images // settings.batch_size)
-        self.scheduler = LambdaLR(self.optimizer, lambda step: _share(step, steps, settings))
+        self.scheduler = LambdaLR(self.optimizer, lambda step: rate_share(step, steps, settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lenslib import load_recipe, simulate
-from lenslib.delens import true_source
+from lenslib.delens import likeness, true_source
 from lenslib.errors import InputError
 from lenslib.inference import delens
 
@@ -45,6 +45,40 @@ def test_the_light_of_the_lens_is_no_part_of_the_source():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(images.amax()) / 0.1**2, equal_nan=True)
     with pytest.raises(InputError, match="lack lens_light_amp"):
         delens(recipe, images, {name: value for name, value in params.items() if name != "lens_light_amp"}, 1.2, 12)
+
+
+def pictures():
+    """Two smooth pictures, and the same with noise of two strengths."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.meshgrid(torch.linspace(-2, 2, 40), torch.linspace(-2, 2, 40), indexing="xy")
+    truth = torch.stack([255 * torch.exp(-((x - a) ** 2) - 2 * y**2) for a in (0.0, 0.5)])[:, None]
+    return truth, truth + torch.tensor([2.0, 20.0])[:, None, None, None] * torch.randn(truth.shape, generator=rng)
+
+
+def test_likeness_is_that_of_scikit_image_where_all_is_seen():
+    metrics = pytest.importorskip("skimage.metrics")
+    truth, found = pictures()
+    for one, other, ratio, similarity in zip(truth, found, *likeness(found, truth, 255.0), strict=True):
+        one, other = one[0].double().numpy(), other[0].double().numpy()
+        assert float(ratio) == pytest.approx(metrics.peak_signal_noise_ratio(one, other, data_range=255), abs=1e-3)
+        said = metrics.structural_similarity(
+            one, other, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert float(similarity) == pytest.approx(said, abs=1e-3)
+
+
+def test_what_is_not_seen_counts_neither_for_nor_against_a_likeness():
+    truth, found = pictures()
+    found[..., :12, :] = torch.nan
+    cut = likeness(found, truth, 255.0)
+    # the same as of what is left alone
+    for part, alone in zip(cut, likeness(found[..., 12:, :], truth[..., 12:, :], 255.0), strict=True):
+        torch.testing.assert_close(part, alone, rtol=1e-4, atol=1e-4)
+    # whatever is true there
+    truth[..., :12, :] = 77.0
+    for part, again in zip(cut, likeness(found, truth, 255.0), strict=True):
+        torch.testing.assert_close(part, again)
+    assert likeness(found * torch.nan, truth, 255.0)[1].isnan().all()
 
 
 def test_nothing_is_seen_where_no_ray_ends():

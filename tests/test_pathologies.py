@@ -184,7 +184,8 @@ def test_a_trace_sees_dead_units_and_how_far_a_step_goes():
     assert (found.gradient[:, 0] == 0).all()
     assert (found.push[0] == 0).all()
     assert (found.push[1, -1] > 0).all()
-    assert (found.output_spread == 0).all()
+    # but for rounding
+    assert (found.output_spread < 1e-6).all()
 
 
 def test_the_first_step_of_adam_is_the_learning_rate_whatever_the_scale_of_the_targets():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lenslib.errors import InputError
+from lenslib.information import fisher
 from lenslib.recipe import load_recipe
 from lenslib.refine import SmoothModel, Templates, noise_map, refine
 
@@ -46,7 +47,14 @@ def test_the_stated_deviations_are_true(fit, scenes):
     within = (torch.cat(pulls).abs() < 1).float().mean()
     # 240 draws, of which those of one lens are not independent: five deviations of 48 draws each
     assert within == pytest.approx(0.683, abs=0.2)
-    assert fit.uncertainty("lens_theta_E").median() < 0.02
+
+
+def test_the_stated_deviations_are_those_of_the_bound(recipe, fit, scenes):
+    """The Cramer-Rao bound at the truth, by exact derivatives; the median lens is free of the scatter of its fit."""
+    bound = fisher(recipe, {name: value.double() for name, value in scenes[2].items()}).bound()
+    for name in fit.names:
+        ratio = (fit.uncertainty(name) / bound[name])[fit.good]
+        assert float(ratio.median()) == pytest.approx(1, abs=0.05)
 
 
 def test_residuals_are_the_image_less_the_model_in_deviations(fit, scenes):

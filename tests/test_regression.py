@@ -275,9 +275,13 @@ def test_the_command_trains_and_its_weights_answer(run, folders, tmp_path):
 def test_bad_input_to_the_commands_is_one_line_and_code_2(run, trained, folders, test_data, tmp_path):
     weights, images = trained[0].path("weights.safetensors"), tmp_path / "images.npy"
     np.save(images, np.zeros((2, SIZE, SIZE)))
+    np.save(tmp_path / "large.npy", np.random.default_rng(0).random((2, SIZE + 1, SIZE + 1)))
+    np.save(tmp_path / "torn.npy", np.where(np.arange(SIZE) == 3, np.nan, np.ones((2, SIZE, SIZE))))
     sets = ["--train", folders / "train", "--test", folders / "test"]
     for said, *arguments in (
         ("all equal", "predict", weights, images),
+        (f"trained on {SIZE} x {SIZE} pixels", "predict", weights, tmp_path / "large.npy"),
+        ("NaN or infinite", "predict", weights, tmp_path / "torn.npy"),
         ("was trained on roulette_sis, not on deeplense_1", "evaluate", weights, test_data.folder),
         ("invalid choice: 'angles'", "regress", "moments", *sets, "--targets", "angles"),
         ("unknown optimizer 'adamax'", "regress", "moments", *sets, "--optimizer", "adamax"),

@@ -259,7 +259,9 @@ def test_a_source_that_reaches_the_mask_is_not_drawn():
 
 
 @pytest.mark.parametrize("profile", ["sis", "pm", "sie"])
-def test_a_series_without_a_mask_is_a_picture_of_numbers(profile):
+def test_a_series_without_a_mask_is_a_picture_of_numbers(profile, monkeypatch):
+    # all that are drawn are looked at: the series of an ellipsoid to 50th order takes seconds an image
+    monkeypatch.setattr("lenslib.roulette_recipe.CHUNK", 8)
     # the region of an ellipsoid is smaller than the thesis's formula for sources takes it to be
     far = dict.fromkeys(("sampling.radius", "sampling.radius_again"), [55, 60])
     oval = far | {"sampling.axis_ratio": [0.6, 0.9], "sampling.largest_sigma": [5, 0, 0]}
