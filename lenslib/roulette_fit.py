@@ -140,8 +140,8 @@ def _noise(seen: _Seen, numbers: Tensor, share: float = 1.0) -> Tensor:
     is dark, and should be."""
     model, parts = seen.model, []
     for rows in _parts(len(numbers)):
-        shown, scatter = model.rows(rows).images_and_scatter(numbers[rows])
-        deviation = (model.variance(shown) + share * scatter).sqrt()
+        shown, variance, scatter = model.rows(rows).images_and_variances(numbers[rows])
+        deviation = (variance + share * scatter).sqrt()
         if not model.recipe.instrument.noise_sd:
             deviation[(shown < 0.5) & (seen.data[rows] < 0.5)] = torch.inf
         parts.append(deviation)
@@ -192,8 +192,8 @@ def _polish(seen: _Seen, numbers: Tensor, cooling) -> tuple[Tensor, Tensor]:
         model, data, here = seen.model.rows(rows), seen.data[rows], numbers[rows]
         best, lowest = here, torch.full((len(rows),), torch.inf)
         for share in (*cooling, None):
-            shown, scatter, slopes = model.with_noise(here)
-            left, variance = data - model.bitmap(here), model.variance(shown)
+            _, variance, scatter, slopes = model.with_noise(here)
+            left = data - model.bitmap(here)
             chi = (left**2 / variance).sum(1)
             lower = chi < lowest
             best, lowest = torch.where(lower[:, None], here, best), torch.where(lower, chi, lowest)
@@ -297,8 +297,8 @@ def _curvature(seen: _Seen, numbers: Tensor, share: float = 1.0) -> Tensor:
     found = []
     for rows in _parts(len(numbers)):
         model = seen.model.rows(rows)
-        shown, scatter, slopes = model.with_noise(numbers[rows])
-        found.append((slopes / (model.variance(shown) + share * scatter)[:, None]) @ slopes.mT)
+        _, variance, scatter, slopes = model.with_noise(numbers[rows])
+        found.append((slopes / (variance + share * scatter)[:, None]) @ slopes.mT)
     return torch.cat(found)
 
 

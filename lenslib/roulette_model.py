@@ -112,10 +112,10 @@ class RouletteModel:
 
     def images(self, numbers: Tensor) -> Tensor:
         """[n, pixels], of light read exactly, on average."""
-        return self.images_and_scatter(numbers)[0]
+        return self.images_and_variances(numbers)[0]
 
-    def images_and_scatter(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [n, pixels] and the variance that the bitmap adds [n, pixels]."""
+    def images_and_variances(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [n, pixels], the variance of noise and rounding, and what the bitmap adds to it, of the same shape."""
         return self._run(0, self._plan, numbers)
 
     def images_at(self, numbers: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -124,13 +124,13 @@ class RouletteModel:
 
     def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """[n, pixels] and [n, k, pixels]."""
-        return self.with_noise(numbers)[::2]
+        return self.with_noise(numbers)[::3]
 
-    def with_noise(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [n, pixels], the variance that the bitmap adds [n, pixels], and slopes [n, k, pixels]."""
-        images, variance, slopes = self._run(1, self._plan, numbers)
+    def with_noise(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `images_and_variances`, and slopes [n, k, pixels]."""
+        *found, slopes = self._run(1, self._plan, numbers)
         slopes[:, list(self.frozen)] = 0
-        return images, variance, slopes
+        return *found, slopes
 
     def bitmap(self, numbers: Tensor) -> Tensor:
         """Images [n, pixels] as the recipe's camera reads them, on average over its noise."""
@@ -144,11 +144,6 @@ class RouletteModel:
         size = _FEW if count <= _FEW else SLOTS
         numbers, x, y = (_filled(part, size) if part.ndim == 2 else part for part in (numbers, self.x, self.y))
         return tuple(part[:count] for part in _kernels()[kernel](plan, numbers, x, y))
-
-    def variance(self, images: Tensor) -> Tensor:
-        """Of noise and rounding, where `images` are expected."""
-        noise = self.recipe.instrument.noise_sd
-        return UNIFORM + (_clipped(images, noise)[1] if noise else torch.zeros_like(images))
 
     @property
     def _plan(self):
@@ -207,8 +202,8 @@ def _lens(names: tuple[str, ...], numbers: Tensor) -> dict[str, Tensor]:
 
 
 def _smooth(plan, numbers, x, y, slopes: bool = False):
-    """Images [n, pixels] of a Gaussian source where a bitmap is read on average, clipped as the camera does, and the
-    variance that reading it adds; with `slopes`, their derivatives [n, k, pixels] as well.
+    """Images [n, pixels] of a Gaussian source where a bitmap is read on average, clipped as the camera does, the
+    variance of noise and rounding, and what reading the bitmap adds to it; with `slopes`, their derivatives [n, k, pixels] as well.
 
     By the chain rule from where a ray ends to what is there. Of a lens whose series converges, every ray is followed.
     """
@@ -233,9 +228,10 @@ def _smooth(plan, numbers, x, y, slopes: bool = False):
     # pixels that read one pixel of the bitmap err together, as many as the image is stretched by
     stretch = 1 + roulettes.ring_radius(given) / torch.sqrt(given["x"] ** 2 + given["y"] ** 2)
     scatter = (0 if lookup == "exact" else UNIFORM) * stretch * found**2 * (down_x**2 + down_y**2)
-    shown, passed = _clipped(found, noise)[::2] if noise else (found, 1)
+    shown, spread, passed = _clipped(found, noise) if noise else (found, torch.zeros_like(found), 1)
+    variances = spread + UNIFORM, scatter
     if not slopes:
-        return shown, scatter
+        return shown, *variances
     steps = {"x": (-1.0, 0.0), "y": (0.0, -1.0)}
     power = -2 if profile == "pm" else -1
     steps["einstein_radius"] = tuple(power * pull / given["einstein_radius"] for pull in (pull_x, pull_y))
@@ -247,7 +243,7 @@ def _smooth(plan, numbers, x, y, slopes: bool = False):
     bent = (2 * even - odd) / squared * (g1 * along + g2 * across)
     shape = [at_x * down_x + at_y * down_y]
     shape += [0.5 * scale * (odd * part - g * (2 * odd * ring - bent)) for g, part in ((g1, along), (g2, across))]
-    return shown, scatter, torch.stack([found * passed * slope for slope in (*moved, *shape)], 1)
+    return shown, *variances, torch.stack([found * passed * slope for slope in (*moved, *shape)], 1)
 
 
 def _step_of_ray(profile: str, given: dict[str, Tensor], x: Tensor, y: Tensor, name: str):

@@ -55,7 +55,7 @@ def test_slopes_are_those_of_differences(name, noise):
     numbers = model.pack(truth).double()
     numbers[0, -2:] = 1e-3  # almost round
     place = model.x.double(), model.y.double()
-    _, _, slopes = _smooth(model._plan, numbers, *place, slopes=True)
+    *_, slopes = _smooth(model._plan, numbers, *place, slopes=True)
     for k in range(numbers.shape[1]):
         step = torch.zeros_like(numbers)
         step[:, k] = 1e-6
