@@ -203,7 +203,8 @@ def _lens(names: tuple[str, ...], numbers: Tensor) -> dict[str, Tensor]:
 
 def _smooth(plan, numbers, x, y, slopes: bool = False):
     """Images [n, pixels] of a Gaussian source where a bitmap is read on average, clipped as the camera does, the
-    variance of noise and rounding, and what reading the bitmap adds to it; with `slopes`, their derivatives [n, k, pixels] as well.
+    variance of noise and rounding, and what reading the bitmap adds to it; with `slopes`, the derivatives of the images
+    [n, k, pixels] as well.
 
     By the chain rule from where a ray ends to what is there. Of a lens whose series converges, every ray is followed.
     """
