@@ -231,7 +231,9 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
     return Estimator(network, *facts, size, native_size, crop, in_chans, metadata.get("units", "light"))
 
 
-def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: int = 30, progress: bool = False):
+def refine(
+    recipe, images: Tensor, starts, noise: Tensor | None = None, steps: int | None = None, progress: bool = False
+):
     """Lenses and sources fitted to images [n, 1, h, w] by Levenberg and Marquardt's method through the simulator, from
     `starts`: parameters by name, each [n] (`Estimator.params`), or a search's (`Templates`, `RouletteTemplates`).
 
@@ -241,17 +243,18 @@ def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: i
     InputError for images of the wrong size, of one brightness or not finite, starts that do not fit them, and a noise
     map that is missing or not positive.
     """
+    most = () if steps is None else (steps,)
     if recipe.kind == "roulette":
         from lenslib.roulette_fit import refine_roulettes
 
         if noise is not None:
             raise InputError(f"{recipe.name} knows its noise, instrument.noise_sd: leave out the noise map")
-        return refine_roulettes(recipe, images, starts, steps, progress)
+        return refine_roulettes(recipe, images, starts, *most, progress=progress)
     from lenslib import refine as smooth
 
     if noise is None:
         raise InputError(f"{recipe.name} needs the noise of every pixel: see lenslib.refine.noise_map")
-    return smooth.refine(recipe, images, starts, noise, steps, progress)
+    return smooth.refine(recipe, images, starts, noise, *most, progress=progress)
 
 
 def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixels: int = 64) -> Tensor:

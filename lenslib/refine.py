@@ -39,9 +39,8 @@ _BOUNDS = {"gamma": (1.2, 2.8), "n_sersic": (-1.2, 2.1), "R_sersic": (-5.0, 2.0)
 _STEP = 2e-3
 # images that are fitted together: one fixed number, so that the renderer is compiled once
 SLOTS = 16
-# a fit has converged when a step promises to lower chi-square by less, and by less than one were it held back by no
-# more than this damping
-PROMISE, _FREE = 0.05, 0.05
+# a fit has converged when a step promises to lower chi-square by less, and by less than one were it hardly held back
+PROMISE = 0.05
 # eigenvalues of a curvature of unit diagonal below this are rounding
 _DIGITS = 1e-7
 
@@ -100,6 +99,8 @@ class SmoothModel:
     """The simulator as a function of the fitted numbers [n, k]."""
 
     fixed_shape = True
+    # a damping that hardly holds a step back; less, and the four digits of the slopes do
+    free = 0.05
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.names = smooth(recipe), free_names(recipe)
@@ -359,7 +360,7 @@ def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, w
         return step, (step * downhill).sum(1)
 
     lower, promise, chosen = torch.zeros(len(slots), dtype=bool), torch.zeros(len(slots)), here.clone()
-    free = step_and_promise(damping[slots].clamp(max=_FREE))[1]
+    free = step_and_promise(damping[slots].clamp(max=model.free))[1]
     for _ in range(tries):
         step, promised = step_and_promise(damping[slots])
         new = model.bounded(here + step.clamp(-0.5, 0.5))

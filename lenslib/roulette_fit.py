@@ -42,7 +42,7 @@ _TEMPLATE = 50
 
 @torch.no_grad()
 def refine_roulettes(
-    recipe: RouletteRecipe, images: Tensor, starts: Tensor | dict[str, Tensor], steps: int = 30, progress: bool = False
+    recipe: RouletteRecipe, images: Tensor, starts: Tensor | dict[str, Tensor], steps: int = 100, progress: bool = False
 ) -> Fit:
     """Fit lens and source to images [n, 1, h, w] in grey levels, as the recipe's camera writes them.
 
@@ -110,15 +110,15 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
         return fit_all(part.model, part.data, _noise(part, numbers), numbers, steps, progress)
 
     found = best_of(starts, smooth)
-    numbers, every = whole.pack(found.params), _Seen(whole, images.flatten(1))
-    noise = _noise(every, numbers).view_as(images)
-    camera = whole.recipe.instrument
+    numbers, every, camera = whole.pack(found.params), _Seen(whole, images.flatten(1)), whole.recipe.instrument
     if camera.noise_sd:
-        fine = fit_all(whole, images, noise, numbers, steps, progress)
-    else:
-        drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
-        fine = conclude(whole, images, noise, numbers, _curvature(full, numbers), found.converged, found.steps, drawn)
-    fine = replace(fine, converged=fine.converged & found.converged)
+        # noise is beaten down by numbers: all lit pixels have their say
+        near = found
+        found = fit_all(full.model, full.data, _noise(full, numbers), numbers, steps, progress)
+        numbers, found = whole.pack(found.params), replace(found, converged=near.converged & found.converged)
+    noise = _noise(every, numbers).view_as(images)
+    drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
+    fine = conclude(whole, images, noise, numbers, _curvature(full, numbers), found.converged, found.steps, drawn)
     # noise hides which pixel of the bitmap was read; a picture that was turned has none
     if camera.noise_sd or camera.lookup == "turned":
         return fine

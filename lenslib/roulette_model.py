@@ -34,6 +34,8 @@ class RouletteModel:
     """
 
     fixed_shape = False
+    # a damping that hardly holds a step back in a valley as narrow as where the camera's place and the lens's trade
+    free = 1e-6
 
     def __init__(self, recipe: RouletteRecipe, compiled: bool = False):
         if recipe.sampling.chi[0] != recipe.sampling.chi[1]:
