@@ -7,8 +7,10 @@ from lenslib import roulettes
 from lenslib.errors import InputError
 from lenslib.optics import macro_deflection, pixel_grid
 from lenslib.recipe import Recipe
-from lenslib.refine import check_images
+from lenslib.refine import GALAXY, SHAPE, check_images
 from lenslib.roulette_images import axes, gaussian
+from lenslib.roulette_recipe import missing
+from lenslib.simulate import render
 from lenslib.sources import sersic
 
 
@@ -18,15 +20,16 @@ def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixe
 
     Every pixel of the image [n, 1, h, w] is followed back through the lens in `params` (of a `Fit` or `Batch`), which
     conserves its brightness, and shared among the four nearest pixels of the source; where none ends, the source is not
-    seen and NaN. Noise and blurring stay. InputError for images of the wrong size or that are not finite, for a width
-    or a number of pixels that is not positive, and lenses with companions.
+    seen and NaN. Of a recipe with lens light, that of `params` is taken off first. Noise and blurring stay. InputError
+    for images of the wrong size, of one brightness or that are not finite, for a width or a number of pixels that is
+    not positive, params that lack the lens light, and lenses with companions.
     """
     check_images(recipe, images)
     if not width > 0 or pixels < 2:
         raise InputError(f"a source needs a width above 0 and at least 2 pixels, not {width!r} and {pixels!r}")
     x, y, seen = _rays(recipe, params)
     if isinstance(recipe, Recipe):
-        images = images / recipe.instrument.pixel_scale**2
+        images = (images - _lens_light(recipe, params)) / recipe.instrument.pixel_scale**2
     column, row = (part * (pixels / width) + (pixels - 1) / 2 for part in (x, y))
     total, weight = (images.new_zeros(len(images), pixels * pixels) for _ in range(2))
     left, below = torch.floor(column), torch.floor(row)
@@ -51,6 +54,15 @@ def true_source(recipe, params: dict[str, Tensor], width: float, pixels: int = 6
         return gaussian(planes, x, y)[:, None]
     x, y = x + planes["source_center_x"], y + planes["source_center_y"]
     return sersic(params, x, y)[:, None]
+
+
+@torch.no_grad()
+def _lens_light(recipe: Recipe, params: dict[str, Tensor]) -> Tensor | float:
+    """What the lens galaxy shines into the images, [n, 1, h, w], through the telescope."""
+    if recipe.lens_light is None:
+        return 0.0
+    missing(params, tuple(f"lens_light_{name}" for name in (*GALAXY, *SHAPE)))
+    return render(recipe, params | {"amp": torch.zeros_like(params["amp"])})
 
 
 def _rays(recipe, params: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

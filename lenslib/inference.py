@@ -169,7 +169,7 @@ class Estimator:
     def params(self, images: Tensor | np.ndarray) -> dict[str, Tensor]:
         """Estimates [n], float64 by name, and the parameters that the recipe does not vary, of raw images [n, c, h, w].
 
-        InputError for images of another size, and ones that are zero everywhere or not finite.
+        InputError for images of another size, and ones whose pixels are all equal or not finite.
         """
         found = {name: torch.from_numpy(value) for name, value in self.labels(images).items()}
         same = {name: value for name, value in self.targets.constants.items() if not isinstance(value, str)}
@@ -192,10 +192,11 @@ class Estimator:
         for first in range(0, len(images), 512):
             part = images[first : first + 512]
             part = torch.as_tensor(part if isinstance(part, Tensor) else np.array(part), dtype=torch.float32)
-            bad = ~part.isfinite().flatten(1).all(1) | ~part.any(-1).flatten(1).any(1)
+            flat = part.flatten(2)
+            bad = (~flat.isfinite().all(2) | (flat.amax(2) == flat.amin(2))).any(1)
             if bad.any():
                 number = first + int(bad.nonzero()[0])
-                raise InputError(f"image {number} is zero everywhere or not finite: there is nothing to measure")
+                raise InputError(f"image {number} is of one brightness or not finite: there is nothing to measure")
             parts.append(predict_logits(self.network, prepare(part, self.image_size, self.crop, self.units)))
         return self.targets.decode(torch.cat(parts).numpy())
 
@@ -234,7 +235,8 @@ def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: i
     Of a roulette recipe, whose noise is its own, or a smooth lens and source of any other (see
     `lenslib.roulette_fit.refine_roulettes` and `lenslib.refine.refine`), which needs `noise`: the standard deviation of
     every pixel. Returns a `Fit`: parameters with covariances, chi-square, whether it converged, residuals.
-    InputError for images of the wrong size, all zero or not finite, and a noise map that is missing or not positive.
+    InputError for images of the wrong size, of one brightness or not finite, starts that do not fit them, and a noise
+    map that is missing or not positive.
     """
     if recipe.kind == "roulette":
         from lenslib.roulette_fit import refine_roulettes
@@ -246,7 +248,7 @@ def refine(recipe, images: Tensor, starts, noise: Tensor | None = None, steps: i
 
     if noise is None:
         raise InputError(f"{recipe.name} needs the noise of every pixel: see lenslib.refine.noise_map")
-    return smooth.refine(recipe, images, noise, starts, steps, progress)
+    return smooth.refine(recipe, images, starts, noise, steps, progress)
 
 
 def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixels: int = 64) -> Tensor:

@@ -1,7 +1,7 @@
 """Smooth lenses fitted to images: Levenberg and Marquardt's method through the simulator, many images at a time.
 
 templates = Templates(recipe)                     # noise-free smooth lenses from the recipe's own priors
-fit = refine(recipe, images, noise, templates.starts(images))
+fit = refine(recipe, images, templates.starts(images), noise)
 fit.residual                                      # what the smooth lens and source leave, in standard deviations
 """
 
@@ -27,8 +27,10 @@ _POSITIVE = (
     "lens_light_R_sersic",
     "lens_light_n_sersic",
 )
-_GALAXY = ("R_sersic", "n_sersic", "amp")
-_SHAPE = ("e1", "e2", "center_x", "center_y")
+# of a centred roulette: where a start does not say them, the light does
+_FOUND = ("centre_x", "centre_y")
+GALAXY = ("R_sersic", "n_sersic", "amp")
+SHAPE = ("e1", "e2", "center_x", "center_y")
 # as fitted: outside, the simulator has no meaning or no precision
 _BOUNDS = {"gamma": (1.2, 2.8), "n_sersic": (-1.2, 2.1), "R_sersic": (-5.0, 2.0)} | {
     f"{galaxy}_{name}": (-0.7, 0.7) for galaxy in ("lens", "source", "lens_light") for name in ("e1", "e2")
@@ -79,9 +81,9 @@ _VALUES = ("covariance", "chi_square", "freedom", "converged", "steps", "model",
 
 def free_names(recipe: Recipe) -> tuple[str, ...]:
     """The parameters of a recipe's smooth lens and light that a fit moves."""
-    names = [*recipe.lens.parameters, *_GALAXY, *(f"source_{name}" for name in _SHAPE)]
+    names = [*recipe.lens.parameters, *GALAXY, *(f"source_{name}" for name in SHAPE)]
     if recipe.lens_light is not None:
-        names += [f"lens_light_{name}" for name in (*_GALAXY, *_SHAPE)]
+        names += [f"lens_light_{name}" for name in (*GALAXY, *SHAPE)]
     return tuple(names)
 
 
@@ -197,8 +199,8 @@ def noise_map(recipe: Recipe, params: dict[str, Tensor], model: Tensor) -> Tenso
 def refine(
     recipe: Recipe,
     images: Tensor,
-    noise: Tensor,
     starts: Tensor | dict[str, Tensor],
+    noise: Tensor,
     steps: int = 30,
     progress: bool = False,
 ) -> Fit:
@@ -207,14 +209,37 @@ def refine(
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k] (`Templates.starts`), of
     which the next is tried where the one before led to no good fit. A pixel of infinite noise does not count.
     A fit that has not converged after `steps` is flagged, not hidden.
-    Raises InputError for images that are not finite, all zero, or not of the recipe's size, and for noise that is not
-    positive.
+    Raises InputError for images that are not finite, of one brightness, or not of the recipe's size, for noise that is
+    not positive, and for starts that do not fit the images.
     """
     model = SmoothModel(recipe)
     check_images(recipe, images)
     _check_noise(images, noise)
-    starts = model.pack(starts)[:, None] if isinstance(starts, dict) else starts
+    starts = packed(model, starts, len(images))
     return best_of(starts, lambda rows, start: fit_all(model, images[rows], noise[rows], start, steps, progress))
+
+
+def packed(model, starts: Tensor | dict[str, Tensor], count: int) -> Tensor:
+    """Starts of `count` images as fitted numbers [n, s, k] of a model such as `SmoothModel`.
+
+    InputError, which says what is wrong, for starts that lack a parameter, are of another number of images, or are not
+    finite.
+    """
+    if isinstance(starts, Tensor):
+        if starts.ndim != 3 or not starts.shape[1] or starts.shape[::2] != (count, len(model.names)):
+            raise InputError(
+                f"starts have shape {tuple(starts.shape)}: {count} images need [{count}, starts, {len(model.names)}]"
+            )
+        _refuse("has a start that is NaN or infinite", ~starts.isfinite())
+        return starts
+    if lack := [name for name in model.names if name not in starts and name not in _FOUND]:
+        raise InputError(f"starts lack {', '.join(lack)}: give every parameter of the lens and its source")
+    given = {name: torch.as_tensor(starts[name]) for name in model.names if name in starts}
+    for name, value in given.items():
+        if value.shape != (count,):
+            raise InputError(f"starts of {name} have shape {tuple(value.shape)}: {count} images need [{count}]")
+        _refuse(f"starts at a {name} that is NaN or infinite", ~value.isfinite())
+    return model.pack(given)[:, None]
 
 
 def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit]) -> Fit:
@@ -231,23 +256,24 @@ def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit]) -> Fit:
 
 
 def check_images(recipe, images: Tensor) -> None:
-    """InputError, which names the image, for images that are not [n, 1, h, w] of the recipe's size, not finite or all
-    zero."""
+    """InputError, which names the image, for images that are not [n, 1, h, w] of the recipe's size, not finite or of
+    one brightness."""
     pixels = recipe.instrument.pixels
     if images.ndim != 4 or images.shape[1:] != (1, pixels, pixels) or not len(images):
         raise InputError(f"images have shape {tuple(images.shape)}, and {recipe.name} has [n, 1, {pixels}, {pixels}]")
-    _refuse(images, "is NaN or infinite", ~images.isfinite())
-    _refuse(images, "is zero everywhere", (images == 0).all((1, 2, 3), keepdim=True))
+    _refuse("is NaN or infinite", ~images.isfinite())
+    _refuse("has pixels that are all equal", images.amax((1, 2, 3)) == images.amin((1, 2, 3)))
 
 
 def _check_noise(images: Tensor, noise: Tensor) -> None:
     if noise.shape != images.shape:
         raise InputError(f"noise has shape {tuple(noise.shape)}, images {tuple(images.shape)}: give one for each pixel")
-    _refuse(images, "has noise that is not positive", ~(noise > 0))
+    _refuse("has noise that is not positive", ~(noise > 0))
 
 
-def _refuse(images: Tensor, what: str, wrong: Tensor) -> None:
-    wrong = wrong.flatten(1).any(1)
+def _refuse(what: str, wrong: Tensor) -> None:
+    """InputError for the first image of which anything is `wrong` [n, ...]."""
+    wrong = wrong.reshape(len(wrong), -1).any(1)
     if wrong.any():
         raise InputError(f"image {int(wrong.nonzero()[0])} {what}")
 

@@ -58,7 +58,7 @@ def fit_and_subtract(
         first = noise_map(recipe, noise, smoothed)
     first = first.masked_fill(mask, torch.inf)
     begun = starts.starts(images, STARTS) if isinstance(starts, Templates) else dict(starts)
-    fit = refine(recipe, images, first, begun, steps)
+    fit = refine(recipe, images, begun, first, steps)
     last = first if known else noise_map(recipe, noise, fit.model).masked_fill(mask, torch.inf)
     residual = (images - fit.model) / last
     maps = mass_maps(recipe, fit, residual, last)

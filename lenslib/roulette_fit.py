@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
-from lenslib.refine import SLOTS, Fit, best_of, check_images, conclude, fit_all, inverse, joined, take_over
+from lenslib.refine import SLOTS, Fit, best_of, check_images, conclude, fit_all, inverse, joined, packed, take_over
 from lenslib.roulette_model import UNIFORM, UNIT, RouletteModel, nearest_place
 from lenslib.roulette_recipe import RouletteRecipe
 
@@ -51,11 +51,12 @@ def refine_roulettes(
     was moved by whole pixels and an image without noise tells by how many, they are taken as known. Fits that explain
     the image through the bitmap have the deviations of rounding alone, the others those of the bitmap as well.
     A fit that has not converged is flagged, not hidden.
-    Raises InputError for images that are not finite, all zero, or not of the recipe's size, and recipes that vary chi.
+    Raises InputError for images that are not finite, of one brightness, or not of the recipe's size, for starts that do
+    not fit the images, and recipes that vary chi.
     """
     check_images(recipe, images)
     whole = RouletteModel(recipe, compiled=len(images) >= _WORTH_COMPILING)
-    starts = whole.pack(starts)[:, None] if isinstance(starts, dict) else starts
+    starts = packed(whole, starts, len(images))
     order = torch.cat([_worth(recipe, part) for part in images.split(SLOTS)])
     lit = (order < 1).sum(1)
     # images with about as much light go together

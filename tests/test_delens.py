@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lenslib import load_recipe
+from lenslib import load_recipe, simulate
 from lenslib.delens import true_source
 from lenslib.errors import InputError
 from lenslib.inference import delens
@@ -32,6 +32,19 @@ def test_a_smooth_lens_of_another_recipe_is_undone(small_matched):
         both = torch.stack([one[there], other[there]])
         assert float(torch.corrcoef(both)[0, 1]) > 0.85
         assert float(both[0].sum() / both[1].sum()) == pytest.approx(1, abs=0.15)
+
+
+def test_the_light_of_the_lens_is_no_part_of_the_source():
+    recipe = load_recipe("model_a", {"instrument.pixels": 40, "instrument.pixel_scale": 0.1})
+    params = recipe.sample(6, seed=4, noise=False).params
+    dark = params | {"lens_light_amp": torch.zeros(6)}
+    images, without = (simulate.render(recipe, part) for part in (params, dark))
+    # half of the light and more is the lens's
+    assert (images.sum((1, 2, 3)) > 1.5 * without.sum((1, 2, 3))).any()
+    found, expected = delens(recipe, images, params, 1.2, 12), delens(recipe, without, dark, 1.2, 12)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(images.amax()) / 0.1**2, equal_nan=True)
+    with pytest.raises(InputError, match="lack lens_light_amp"):
+        delens(recipe, images, {name: value for name, value in params.items() if name != "lens_light_amp"}, 1.2, 12)
 
 
 def test_nothing_is_seen_where_no_ray_ends():

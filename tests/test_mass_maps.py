@@ -36,7 +36,7 @@ def smooth_lenses(small_matched):
 def test_noise_has_a_significance_of_deviation_one(smooth_lenses):
     recipe, params, images = smooth_lenses
     noise = noise_map(recipe, params, images.clamp(min=0))
-    fit = refine(recipe, images, noise, params)
+    fit = refine(recipe, images, params, noise)
     noise = noise_map(recipe, params, fit.model)
     maps = mass_maps(recipe, fit, (images - fit.model) / noise, noise)
     # of places that tell anything of a mass; those of one map go together, a few to the lens
@@ -52,7 +52,7 @@ def test_a_mass_is_found_where_it_was_put(smooth_lenses):
     some = {name: value[:8] for name, value in params.items()}
     clean = render(recipe, some)
     noise = noise_map(recipe, some, clean)
-    exact = refine(recipe, clean, noise, some)
+    exact = refine(recipe, clean, some, noise)
     sensitivity = mass_maps(recipe, exact, exact.residual, noise).sensitivity
     # each where its lens shows it best
     places = sensitivity.flatten(1).argmax(1)
@@ -65,7 +65,7 @@ def test_a_mass_is_found_where_it_was_put(smooth_lenses):
     x, y = x + radius * torch.cos(turn), y + radius * torch.sin(turn)
     points = {"x": x, "y": y, "theta_E": torch.full_like(x, (mass / len(order)) ** 0.5)}
     disturbed = render(recipe, some, points)
-    fit = refine(recipe, disturbed, noise, some)
+    fit = refine(recipe, disturbed, some, noise)
     maps = mass_maps(recipe, fit, fit.residual, noise)
     found = maps.significance.flatten(1).argmax(1)
     size = clean.shape[-1]

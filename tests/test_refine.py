@@ -6,7 +6,7 @@ import torch
 
 from lenslib.errors import InputError
 from lenslib.recipe import load_recipe
-from lenslib.refine import Templates, noise_map, refine
+from lenslib.refine import SmoothModel, Templates, noise_map, refine
 
 COUNT = 48
 
@@ -27,7 +27,7 @@ def scenes(recipe):
 @pytest.fixture(scope="module")
 def fit(recipe, scenes):
     images, noise, _ = scenes
-    return refine(recipe, images, noise, Templates(recipe, count=4096).starts(images))
+    return refine(recipe, images, Templates(recipe, count=4096).starts(images), noise)
 
 
 def test_fits_reach_the_noise_from_a_search(fit):
@@ -58,8 +58,8 @@ def test_residuals_are_the_image_less_the_model_in_deviations(fit, scenes):
 def test_a_fit_does_not_depend_on_its_neighbours(recipe, fit, scenes):
     images, noise, truth = scenes
     start = {name: value[5:6] for name, value in truth.items()}
-    alone = refine(recipe, images[5:6], noise[5:6], start)
-    together = refine(recipe, images, noise, truth)
+    alone = refine(recipe, images[5:6], start, noise[5:6])
+    together = refine(recipe, images, truth, noise)
     assert float(alone.chi_square) == pytest.approx(float(together.chi_square[5]), rel=1e-4)
 
 
@@ -67,7 +67,7 @@ def test_pixels_of_infinite_noise_do_not_count(recipe, scenes):
     images, noise, truth = (value if isinstance(value, dict) else value[:4].clone() for value in scenes)
     start = {name: value[:4] for name, value in truth.items()}
     images[:, :, 3:9, 3:9], noise[:, :, 3:9, 3:9] = 1e3, torch.inf
-    fit = refine(recipe, images, noise, start)
+    fit = refine(recipe, images, start, noise)
     assert fit.freedom.tolist() == [1600 - 36 - 15] * 4
     assert fit.good.all()
 
@@ -75,7 +75,7 @@ def test_pixels_of_infinite_noise_do_not_count(recipe, scenes):
 def test_a_fit_that_does_not_converge_is_flagged(recipe, scenes):
     images, noise, truth = scenes
     far = {name: value[:4].flip(0) for name, value in truth.items()}
-    fit = refine(recipe, images[:4], noise[:4], far, steps=1)
+    fit = refine(recipe, images[:4], far, noise[:4], steps=1)
     assert not fit.converged.any()
     assert not fit.good.any()
 
@@ -88,26 +88,77 @@ def _zero(images, noise):
     images[1] = 0
 
 
+def _constant(images, noise):
+    images[1] = 7.5
+
+
 def _no_noise(images, noise):
     noise[0, 0, 0, 0] = 0
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"), [(_nan, "image 2 .*NaN"), (_zero, "image 1 .*zero everywhere"), (_no_noise, "not positive")]
+    ("spoil", "said"),
+    [
+        (_nan, "image 2 is NaN"),
+        (_zero, "image 1 has pixels that are all equal"),
+        (_constant, "image 1 has pixels that are all equal"),
+        (_no_noise, "image 0 has noise that is not positive"),
+    ],
 )
 def test_images_that_will_not_do_are_named(recipe, scenes, spoil, said):
     images, noise, truth = scenes[0][:3].clone(), scenes[1][:3].clone(), {k: v[:3] for k, v in scenes[2].items()}
     spoil(images, noise)
     with pytest.raises(InputError, match=said):
-        refine(recipe, images, noise, truth)
+        refine(recipe, images, truth, noise)
+
+
+def _at(tensor, row, value):
+    tensor = tensor.clone()
+    tensor[row] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda start: {k: v for k, v in start.items() if k not in ("gamma", "amp")}, "starts lack gamma, amp"),
+        (lambda start: {k: v[:2] for k, v in start.items()}, r"have shape \(2,\): 3 images need \[3\]"),
+        (lambda start: start | {"amp": start["amp"][0]}, "starts of amp have shape"),
+        (lambda start: start | {"gamma": _at(start["gamma"], 1, torch.nan)}, "image 1 starts at a gamma that is NaN"),
+        (lambda start: start | {"amp": _at(start["amp"], 2, torch.inf)}, "image 2 starts at a amp that is NaN or inf"),
+    ],
+)
+def test_starts_by_name_that_will_not_do_are_refused(recipe, scenes, spoil, said):
+    images, noise, truth = scenes[0][:3], scenes[1][:3], {k: v[:3] for k, v in scenes[2].items()}
+    with pytest.raises(InputError, match=said) as error:
+        refine(recipe, images, spoil(truth), noise)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda numbers: numbers[:2], r"shape \(2, 2, 15\): 3 images need \[3, starts, 15\]"),
+        (lambda numbers: numbers[:, :0], r"shape \(3, 0, 15\)"),
+        (lambda numbers: numbers[:, 0], r"shape \(3, 15\)"),
+        (lambda numbers: numbers[..., 1:], r"shape \(3, 2, 14\)"),
+        (lambda numbers: _at(numbers, 1, torch.nan), "image 1 has a start that is NaN"),
+    ],
+)
+def test_fitted_numbers_that_will_not_do_are_refused(recipe, scenes, spoil, said):
+    images, noise = scenes[0][:3], scenes[1][:3]
+    numbers = SmoothModel(recipe).pack({k: v[:3] for k, v in scenes[2].items()})[:, None].expand(3, 2, -1)
+    with pytest.raises(InputError, match=said) as error:
+        refine(recipe, images, spoil(numbers), noise)
+    assert "\n" not in str(error.value)
 
 
 def test_images_of_another_size_and_recipes_that_cannot_be_fitted_are_refused(recipe, scenes):
     images, noise, truth = scenes
     with pytest.raises(InputError, match=r"\[n, 1, 40, 40\]"):
-        refine(recipe, images[..., :32], noise[..., :32], truth)
+        refine(recipe, images[..., :32], truth, noise[..., :32])
     with pytest.raises(InputError, match="noise has shape"):
-        refine(recipe, images, noise[:1], truth)
+        refine(recipe, images, truth, noise[:1])
     with pytest.raises(InputError, match="example_cluster: only one lens"):
         Templates(load_recipe("example_cluster"), count=32)
     with pytest.raises(InputError, match="pass a noise map"):

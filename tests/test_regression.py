@@ -98,8 +98,12 @@ def test_saved_weights_answer_as_before(trained, recipe, tmp_path):
         (lambda images: images[:, :, 1:, 1:], "was trained on roulette_sis"),
         (lambda images: images[:, 0], "has? ?the shape|have the shape"),
         (lambda images: images[:0], "have the shape"),
-        (lambda images: images * (np.arange(4) != 2)[:, None, None, None], "image 2 is zero everywhere"),
-        (lambda images: np.where(np.arange(SIZE) == 3, np.nan, images), "image 0 is zero everywhere or not finite"),
+        (lambda images: images * (np.arange(4) != 2)[:, None, None, None], "image 2 is of one brightness"),
+        (
+            lambda images: np.where((np.arange(4) == 1)[:, None, None, None], 7.0, images),
+            "image 1 is of one brightness",
+        ),
+        (lambda images: np.where(np.arange(SIZE) == 3, np.nan, images), "image 0 is of one brightness or not finite"),
         (lambda images: np.where(np.arange(SIZE) == 3, np.inf, images), "not finite"),
     ],
 )
