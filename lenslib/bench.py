@@ -42,8 +42,8 @@ def add_parser(commands, device=str) -> None:
 
 
 def _bench_simulate(options) -> None:
-    from lenslib.cli import print_table
     from lenslib.recipe import load_recipe
+    from lenslib.tables import print_table
 
     recipe = load_recipe(options.recipe)
     if recipe.kind == "roulette":

@@ -44,7 +44,7 @@ def add_parser(commands) -> None:
 
 
 def _bench(options) -> None:
-    from lenslib.cli import print_table
+    from lenslib.tables import print_table
 
     for name in COUNTS:
         if getattr(options, name) < (name == "count"):

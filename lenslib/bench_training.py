@@ -45,8 +45,8 @@ def add_parser(commands) -> None:
 
 
 def _bench(options) -> None:
-    from lenslib.cli import print_table
     from lenslib.recipe import load_recipe
+    from lenslib.tables import print_table
 
     recipe = load_recipe(options.recipe)
     given = {name: getattr(options, name) for name in (*COUNTS, "networks", "workers", "seed")}

@@ -8,6 +8,7 @@ import torch
 
 from lenslib.dataset import DataSet, open_dataset
 from lenslib.errors import InputError
+from lenslib.fit_classify import fit_metadata
 from lenslib.inference import Classifier, answered, classifier_metadata
 from lenslib.metrics import classification_metrics, macro_auc
 from lenslib.models import model_info
@@ -179,5 +180,6 @@ def record_run(
         predictions={"labels": test.labels, "scores": scores.astype(np.float32)},
         weights_metadata=classifier_metadata(
             model, training.recipe, image_size, crop, training.channels, training.units
-        ),
+        )
+        | (fit_metadata(training) if training.units == "deviations" else {}),
     )

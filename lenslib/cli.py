@@ -1,12 +1,12 @@
 """`lenslib`: the library from the command line. Bad input ends with one line on standard error and exit code 2."""
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
 
 from lenslib.errors import InputError
+from lenslib.tables import print_table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lenslib", description="Dark-matter substructure in strong lenses: data, models, metrics.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    from lenslib import bench, notebooks, prediction
+
     def command(name: str, handler, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
         added.set_defaults(handler=handler)
@@ -47,23 +49,26 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", type=Path, help="data-set folder")
     fit.add_argument("--out", type=Path, required=True, help="new folder")
     fit.add_argument("--templates", type=int, default=16384, help="smooth lenses that the search starts from")
+    fit.add_argument(
+        "--start",
+        choices=("search", "truth"),
+        default="search",
+        help="truth: fits begin with the parameters drawn, the same minimum sooner, for sets to train on",
+    )
     _add_train(command("train", _train, "train a network, on a folder or a stream, and write its run folder"))
     _add_regress(command("regress", _regress, "train a network to measure parameters, and write its run folder"))
     evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
     evaluate.add_argument("weights", type=Path)
     evaluate.add_argument("data", type=Path, help="data-set folder")
     evaluate.add_argument("--json", action="store_true")
-    predict = command("predict", _predict, "what weights say of images (.npy files or folders of them)")
-    predict.add_argument("weights", type=Path)
-    predict.add_argument("images", type=Path, nargs="+")
-    predict.add_argument("--json", action="store_true")
+    prediction.add_options(
+        command("predict", prediction.predict, "what weights say of images (.npy, FITS, or folders)")
+    )
     verify = command("verify", _verify, "check every byte of a data-set folder")
     verify.add_argument("folder", type=Path)
     status = command("status", _status, "what ran under a results folder")
     status.add_argument("results", type=Path, nargs="?", default=Path("results"))
     status.add_argument("--json", action="store_true")
-    from lenslib import bench, notebooks
-
     bench.add_parser(commands, _device)
     notebooks.add_parser(commands)
     return parser
@@ -130,22 +135,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", **kind)
 
 
-def print_table(rows: list[dict], as_json: bool) -> None:
-    """Rows as columns of text under their names, or as JSON."""
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    if not rows:
-        return
-    names = list(rows[0])
-    texts = [names] + [
-        [f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows
-    ]
-    widths = [max(len(line[k]) for line in texts) for k in range(len(names))]
-    for line in texts:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
 def _recipes(options) -> None:
     from lenslib.recipe import list_recipes, load_recipe
 
@@ -196,7 +185,7 @@ def _fit(options) -> None:
     from lenslib.dataset import open_dataset
     from lenslib.residuals import write_residuals
 
-    data = write_residuals(open_dataset(options.data), options.out, options.templates)
+    data = write_residuals(open_dataset(options.data), options.out, options.templates, start=options.start)
     good = data.params["fit_good"].mean()
     print(f"{options.out}: {len(data)} images of {data.recipe.name}, {good:.1%} fitted well, digest {data.digest}")
 
@@ -279,28 +268,6 @@ def _print_metrics(metrics: dict, as_json: bool) -> None:
     row = {"value": "", "low": "", "high": ""}  # a metric may lack an interval, or be a text
     rows = [row | (metric if isinstance(metric, dict) else {"value": metric}) for metric in metrics.values()]
     print_table([{"metric": name} | row for name, row in zip(metrics, rows, strict=True)], as_json)
-
-
-def _predict(options) -> int:
-    from lenslib.inference import estimates_numbers, find_images, load_classifier, load_estimator, predict_files
-
-    numbers = estimates_numbers(options.weights)
-    network = (load_estimator if numbers else load_classifier)(options.weights)
-    rows, failed = [], 0
-    for path, answer in predict_files(network, find_images(options.images)):
-        if isinstance(answer, InputError):
-            print(f"lenslib: {answer}", file=sys.stderr)
-            failed += 1
-            continue
-        for k, values in enumerate(answer):
-            row = {"file": str(path) if len(answer) == 1 else f"{path}[{k}]"}
-            names = network.targets.names if numbers else network.classes
-            row |= {} if numbers else {"class": names[values.argmax()]}
-            rows.append(row | dict(zip(names, values.tolist(), strict=True)))
-    if rows:
-        print_table(rows, options.json)
-    # a single bad file is bad input; one among many is a table with a gap
-    return 0 if not failed else 1 if rows else 2
 
 
 def _verify(options) -> None:

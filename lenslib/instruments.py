@@ -25,24 +25,35 @@ class Gaussian(Strict):
 
 class PSF(Strict):
     """A sum of circular Gaussians, each cut at `truncation` standard deviations, or an Airy disc, in a square that
-    reaches `truncation` times the radius `airy` (arcsec) of its first dark ring. Normalised to one.
+    reaches `truncation` times the radius `airy` (arcsec) of its first dark ring, or a `measured` kernel, square with an
+    odd side, on the image's own pixels. Normalised to one.
 
-    For Gaussians, the edge of the image is repeated outwards, as lenstronomy's Gaussian convolution does; for an Airy
-    disc, the sky beyond the edge is drawn (see `margin`).
+    For Gaussians and what was measured, the edge of the image is repeated outwards, as lenstronomy's Gaussian
+    convolution does; for an Airy disc, the sky beyond the edge is drawn (see `margin`).
     """
 
     gaussians: tuple[Gaussian, ...] | None = Field(None, min_length=1)
     airy: float | None = Field(None, gt=0)
+    measured: tuple[tuple[float, ...], ...] | None = None
     truncation: float = Field(5.0, gt=0)
 
     @model_validator(mode="after")
     def _one_form(self):
-        if (self.gaussians is None) == (self.airy is None):
-            raise ValueError("give exactly one of gaussians and airy")
+        if [self.gaussians, self.airy, self.measured].count(None) != 2:
+            raise ValueError("give exactly one of gaussians, airy and measured")
+        if self.measured is not None:
+            side = len(self.measured)
+            if side % 2 == 0 or any(len(row) != side for row in self.measured):
+                raise ValueError(f"measured must be a square kernel with an odd side, not of {side} rows")
+            if sum(map(sum, self.measured)) <= 0:
+                raise ValueError("measured must have a positive sum: it holds no light")
         return self
 
-    def profiles(self, pixel_scale: float) -> list[tuple[float, list[float]]]:
-        """Weights and one-dimensional kernels, sampled at pixel centres, whose outer squares add up to the kernel."""
+    def profiles(self, pixel_scale: float) -> list[tuple]:
+        """Weights and one-dimensional kernels, sampled at pixel centres, whose outer squares add up to the kernel: of a
+        measured one, whose two sides differ, that along x and that along y."""
+        if self.measured is not None:
+            return _measured_profiles(self.measured)
         if self.airy is not None:
             return _airy_profiles(self.airy, self.truncation, pixel_scale)
         total = sum(part.fraction for part in self.gaussians)
@@ -62,6 +73,8 @@ class PSF(Strict):
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
         profiles = self.profiles(pixel_scale)
+        if self.measured is not None:
+            return np.array(self.measured) / np.sum(self.measured)
         half = max(len(kernel) for _, kernel in profiles) // 2
         padded = [(fraction, np.pad(kernel, half - len(kernel) // 2)) for fraction, kernel in profiles]
         return sum(fraction * np.outer(kernel, kernel) for fraction, kernel in padded)
@@ -81,11 +94,26 @@ def _airy_profiles(first_zero: float, truncation: float, pixel_scale: float) -> 
     return [(float(weight), vector.tolist()) for weight, vector in zip(weights[kept], vectors.T[kept], strict=True)]
 
 
-def convolve(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
+@lru_cache
+def _measured_profiles(rows: tuple[tuple[float, ...], ...]) -> list[tuple[float, list[float], list[float]]]:
+    """A kernel as a sum of separable ones: its singular vectors, but for those that no pixel shows. Turned by half a
+    turn, because `convolve` looks up where light comes from."""
+    kernel = np.array(rows)[::-1, ::-1] / np.sum(rows)
+    along_y, weights, along_x = np.linalg.svd(kernel)
+    kept = weights > 1e-4 * weights[0]
+    return [
+        (float(w), x.tolist(), y.tolist())
+        for w, x, y in zip(weights[kept], along_x[kept], along_y.T[kept], strict=True)
+    ]
+
+
+def convolve(images: Tensor, profiles: list[tuple]) -> Tensor:
     """Images [n, h, w] blurred by the sum of separable kernels (see `PSF.profiles`).
 
     By shifting and adding, which compilers fuse: on a processor many times faster than a convolution of one channel.
     """
+    if any(other for _, _, *other in profiles):
+        return convolve_dense(images, profiles)
     blurred = torch.zeros_like(images)
     for fraction, kernel in profiles:
         half = len(kernel) // 2
@@ -95,14 +123,15 @@ def convolve(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tenso
     return blurred
 
 
-def convolve_dense(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
+def convolve_dense(images: Tensor, profiles: list[tuple]) -> Tensor:
     """As `convolve`, of square images, by products of matrices: twice as quick and more for wide kernels, but for last
     digits that depend on how many images there are."""
-    bands = [_band(kernel, images) for _, kernel in profiles]
+    along_x = [_band(kernels[0], images) for _, *kernels in profiles]
+    along_y = [_band(kernels[-1], images) for _, *kernels in profiles]
     # rows by all kernels in one product
-    rows = (images @ torch.cat(bands).mT).split(images.shape[-1], -1)
+    rows = (images @ torch.cat(along_x).mT).split(images.shape[-1], -1)
     blurred = torch.zeros_like(images)
-    for (fraction, _), band, row in zip(profiles, bands, rows, strict=True):
+    for (fraction, *_), band, row in zip(profiles, along_y, rows, strict=True):
         blurred.baddbmm_((fraction * band).expand(len(images), -1, -1), row)
     return blurred
 

@@ -124,7 +124,12 @@ def _light(recipe, value: dict[str, float], galaxy: str, own: str, band: str, ch
         turn = {"phi_G": value["source_angle"], "scale": recipe.source.pixel_scale}
         return ["INTERPOL"], [light | turn | {"image": picture.double().numpy()}]
     light |= {name: value[own + name] for name in ("R_sersic", "n_sersic")}
-    return ["SERSIC_ELLIPSE"], [light | {name: value[prefix + name] for name in ("e1", "e2")}]
+    keywords = [light | {name: value[prefix + name] for name in ("e1", "e2")}]
+    clumps = recipe.source.clumps if galaxy == "source" else None
+    for k in range(clumps.count if clumps else 0):
+        clump = {name: value[f"clump{k}_{name}"] for name in ("R_sersic", "center_x", "center_y")}
+        keywords.append(clump | {"n_sersic": 1.0, "e1": 0.0, "e2": 0.0, "amp": value[f"clump{k}_amp"] * light["amp"]})
+    return ["SERSIC_ELLIPSE"] * len(keywords), keywords
 
 
 def _psf(psf, scale: float) -> dict[str, Any]:

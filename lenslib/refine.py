@@ -88,11 +88,12 @@ def free_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def smooth(recipe: Recipe) -> Recipe:
-    """The recipe without its substructure: one class of smooth lenses."""
+    """The recipe without its substructure and its source's clumps: one class of smooth lenses."""
     if recipe.companions or recipe.bands or recipe.source.profile != "sersic":
         raise InputError(f"{recipe.name}: only one lens with a Sersic source in one band can be fitted")
     bare = recipe.substructure.model_copy(update={"populations": {}})
-    return recipe.model_copy(update={"classes": ("smooth",), "substructure": bare, "by_class": {}})
+    source = recipe.source.model_copy(update={"clumps": None})
+    return recipe.model_copy(update={"classes": ("smooth",), "substructure": bare, "by_class": {}, "source": source})
 
 
 class SmoothModel:

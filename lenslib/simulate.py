@@ -24,7 +24,7 @@ from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, s
 from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
 from lenslib.roulette_recipe import RouletteRecipe
-from lenslib.sources import sersic
+from lenslib.sources import sersic, with_clumps
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _rays(params, extra_x, extra_y, x, y, profile, companions) -> tuple[Tensor, 
 
 def _light(params, ray_x, ray_y, x, y, bands, pictures, pixel_scale) -> Tensor:
     if pictures is None:
-        light = sersic(params, ray_x, ray_y)[:, None]
+        light = with_clumps(sersic(params, ray_x, ray_y), params, ray_x, ray_y)[:, None]
     else:
         light = interpolated(params, ray_x, ray_y, pictures, pixel_scale)
     light = _coloured(light, params, "source", bands)

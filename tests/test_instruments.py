@@ -153,7 +153,7 @@ def test_an_airy_disc_is_dark_at_its_first_zero():
 
 
 def test_a_point_spread_function_has_one_form():
-    with pytest.raises(ValidationError, match="exactly one of gaussians and airy"):
+    with pytest.raises(ValidationError, match="exactly one of gaussians, airy and measured"):
         PSF(gaussians=[{"fwhm": 0.1}], airy=1.0)
 
 

@@ -6,6 +6,8 @@ import pytest
 from lenslib.errors import InputError
 from lenslib.interop import autolens_image, autolens_scene, autolens_tracer, lenstronomy_image
 from lenslib.recipe import load_recipe
+from lenslib.refine import smooth
+from lenslib.sources import sersic_flux
 
 SCENES_A_CLASS = 3
 LENS_LIGHT = {
@@ -81,3 +83,18 @@ def test_what_has_no_translation_is_named(small_recipe):
         batch.to_lenstronomy(0, channel=1)
     with pytest.raises(InputError, match="no image 1"):
         autolens_scene(batch, 1)
+
+
+def test_clumps_are_lenstronomys_and_hold_the_share_of_light_that_they_say():
+    clumps = {"count": 3, "share": {"uniform": [0.02, 0.2]}, "R_sersic": 0.05, "distance": {"uniform": [0.0, 1.5]}}
+    overrides = {"instrument.pixels": 80, "classes": ["no_sub"], "substructure.populations": {}}
+    overrides |= {"instrument.psf": {"gaussians": [{"fwhm": 0.12}]}, "source.clumps": clumps}
+    batch = load_recipe("matched_hst", overrides).sample(3, seed=1, noise=False)
+    for i in range(3):
+        assert batch.to_lenstronomy(i).light_model_list == ["SERSIC_ELLIPSE"] * 4
+        _assert_alike(batch, i, lenstronomy_image)
+    whole = sersic_flux(batch.params["R_sersic"].numpy(), batch.params["n_sersic"].numpy())
+    share = batch.params["clump1_amp"].numpy() * sersic_flux(0.05, 1.0) / whole
+    assert ((share > 0.0199) & (share < 0.2001)).all()
+    # the smooth fit knows nothing of them
+    assert smooth(batch.recipe).source.clumps is None
