@@ -10,7 +10,7 @@ from pathlib import Path
 VIEWS = ["__init__.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "prediction.py", "tables.py"]
-VIEWS += ["observable.py", "pathologies.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
+VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
