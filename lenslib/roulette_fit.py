@@ -29,15 +29,17 @@ _ENOUGH, _DARK = 4096, 0.005
 _BESIDE = 9
 # shares of it that a fit may leave for good, where it still reads some pixels' neighbours
 _LEFT = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
-# whole places of the camera that are tried at once; by how much chi-square must fall from the next best to the best,
-# and how much of it, for each lit pixel, an image may keep
-_PLACES, _DECIDED, _EXPLAINED = 16, 25.0, 1.6
+# whole places of the camera that are tried at once, and by how much chi-square must fall from the next best to the best
+_PLACES, _DECIDED = 16, 25.0
+# grey levels that rounding may move a pixel, and the share of lit pixels that may be off by more in a fit that explains
+# its image
+_ROUNDED, _OFF = 0.6, 0.005
 # places along a fit's longest error at which a search begins, and how often it moves on to a neighbour
 _STOPS, _WALK = 9, 2
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
-# pixels a side of a template
-_TEMPLATE = 50
+# pixels a side of a template, and how many are searched where an estimate led to no good fit
+_TEMPLATE, _SEARCHED = 50, 2048
 
 
 @torch.no_grad()
@@ -47,16 +49,26 @@ def refine_roulettes(
     """Fit lens and source to images [n, 1, h, w] in grey levels, as the recipe's camera writes them.
 
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k]
-    (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit. Where the camera
-    was moved by whole pixels and an image without noise tells by how many, they are taken as known. Fits that explain
-    the image through the bitmap have the deviations of rounding alone, the others those of the bitmap as well.
+    (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit; where an estimate
+    did not, a search begins. Where the camera was moved by whole pixels and an image without noise tells by how many,
+    they are taken as known. Fits that explain the image through the bitmap have the deviations of rounding alone, the
+    others those of the bitmap as well.
     A fit that has not converged is flagged, not hidden.
     Raises InputError for images that are not finite, of one brightness, or not of the recipe's size, for starts that do
     not fit the images, and recipes that vary chi.
     """
     check_images(recipe, images)
     whole = RouletteModel(recipe, compiled=len(images) >= _WORTH_COMPILING)
-    starts = packed(whole, starts, len(images))
+    fit = _fits(whole, images, packed(whole, starts, len(images)), steps, progress)
+    rest = (~fit.good).nonzero()[:, 0]
+    if isinstance(starts, dict) and len(rest):
+        searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest])
+        fit = take_over(fit, _fits(whole, images[rest], searched, steps, progress), rest)
+    return fit
+
+
+def _fits(whole: RouletteModel, images: Tensor, starts: Tensor, steps: int, progress: bool) -> Fit:
+    recipe = whole.recipe
     order = torch.cat([_worth(recipe, part) for part in images.split(SLOTS)])
     lit = (order < 1).sum(1)
     # images with about as much light go together
@@ -151,7 +163,7 @@ def _noise(seen: _Seen, numbers: Tensor, share: float = 1.0) -> Tensor:
 def _through_the_bitmap(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, smooth: Fit) -> Fit:
     """The fits with their images read from the bitmap, where such a fit explains the image; as they were elsewhere."""
     if "centre_x" not in smooth.names:
-        found = _read_fit(every, full, few, numbers, smooth.steps)
+        found = _read_fit(every, full, few, numbers, smooth.converged, smooth.steps)
         return take_over(smooth, found, torch.arange(len(numbers)))
     numbers, decided = _places(full, few, numbers)
     # where there is doubt, the place stays as free as the rest
@@ -159,29 +171,46 @@ def _through_the_bitmap(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, 
         if len(rows):
             views = [view.rows(rows) for view in (every, full, few)]
             views = [view.held() for view in views] if decided[rows[0]] else views
-            smooth = take_over(smooth, _read_fit(*views, numbers[rows], smooth.steps[rows]), rows)
+            found = _read_fit(*views, numbers[rows], smooth.converged[rows], smooth.steps[rows])
+            smooth = take_over(smooth, found, rows)
     return smooth
 
 
-def _read_fit(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, steps: Tensor) -> Fit:
-    """Fits of images read from the bitmap: good ones are those that leave little of its scatter."""
+def _read_fit(every: _Seen, full: _Seen, few: _Seen, numbers: Tensor, converged: Tensor, steps: Tensor) -> Fit:
+    """Fits of images read from the bitmap. Where one gives back the image pixel by pixel, its noise is the least of the
+    bitmap's scatter that leaves a good fit; elsewhere all of that scatter is in doubt, as for the smooth fit before,
+    which then must have `converged` [n]."""
     numbers = _polish(few, numbers, _COOLING[3:])[0]
     numbers = _polish(full, numbers, _COOLING[5:10])[0]
     count, pixels = len(numbers), every.model.recipe.instrument.pixels
     shape = (-1, 1, pixels, pixels)
     drawn = torch.cat([every.model.bitmap(numbers[part]) for part in _parts(count)]).view(shape)
-    done, steps = torch.ones(count, dtype=bool), steps + len(_COOLING)
-    best, rest = None, torch.arange(count)
+    explained, steps = _explained(full, numbers), steps + len(_COOLING)
+
+    def concluded(rows: Tensor, share: float) -> Fit:
+        part, here = every.rows(rows), numbers[rows]
+        noise, curvature = _noise(part, here, share).view(shape), _curvature(full.rows(rows), here, share)
+        facts = (converged | explained)[rows], steps[rows], drawn[rows]
+        return conclude(every.model, part.data.view(shape), noise, here, curvature, *facts)
+
+    best, rest = concluded(torch.arange(count), 1.0), explained.nonzero()[:, 0]
     for share in _LEFT:
-        part, here = every.rows(rest), numbers[rest]
-        noise, curvature = _noise(part, here, share).view(shape), _curvature(full.rows(rest), here, share)
-        images = part.data.view(shape)
-        found = conclude(every.model, images, noise, here, curvature, done[rest], steps[rest], drawn[rest])
-        best = found if best is None else take_over(best, found, rest)
-        rest = (~best.good).nonzero()[:, 0]
         if not len(rest):
             break
+        found = concluded(rest, share)
+        best, rest = take_over(best, found, rest), rest[~found.good]
     return best
+
+
+def _explained(seen: _Seen, numbers: Tensor) -> Tensor:
+    """Bool [n]: whether images read from the bitmap are those seen, but for rounding and a few pixels. At the truth
+    none is off; where the source is off by a fiftieth of a pixel, one in a hundred is."""
+    shares = []
+    for rows in _parts(len(numbers)):
+        part = seen.rows(rows)
+        off = ((part.data - part.model.bitmap(numbers[rows])).abs() > _ROUNDED) & (part.data >= 1)
+        shares.append(off.sum(1) / part.lit)
+    return torch.cat(shares) < _OFF
 
 
 def _polish(seen: _Seen, numbers: Tensor, cooling) -> tuple[Tensor, Tensor]:
@@ -224,8 +253,8 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
         if reach is not None:
             around = _along(seen, numbers[rows], reach)
             # mostly the nearest whole place explains all, and nothing else could
-            near, chi = _polish(seen.held(), nearest_place(seen.model, around), _COOLING[3:10])
-            done = chi < _EXPLAINED * seen.lit
+            near = _polish(seen.held(), nearest_place(seen.model, around), _COOLING[3:10])[0]
+            done = _explained(seen, near)
             found[rows[done]], decided[rows[done]] = near[done], True
             rows, seen, around = rows[~done], seen.rows(~done), around[~done]
             if not len(rows):
@@ -262,15 +291,15 @@ def _whole_places(seen: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]
     held, (owner, tried) = seen.held(), _likeliest_places(seen, numbers)
     owner, tried = _best_tried(owner, *_polish(held.rows(owner), tried, _COOLING[:3]), 3)
     tried, chi = _polish(held.rows(owner), tried, _COOLING[3:])
-    best, decided, left = [], [], []
+    best, alone, left = [], [], []
     for i, lit in enumerate(seen.lit):
         mine = (owner == i).nonzero()[:, 0]
         order = mine[chi[mine].argsort()]
         best.append(tried[order[0]])
-        alone = len(order) == 1 or bool(chi[order[1]] - chi[order[0]] > _DECIDED)
-        decided.append(alone and bool(chi[order[0]] < _EXPLAINED * lit))
+        alone.append(len(order) == 1 or bool(chi[order[1]] - chi[order[0]] > _DECIDED))
         left.append(chi[order[0]] / lit)
-    return torch.stack(best), torch.tensor(decided), torch.stack(left)
+    best = torch.stack(best)
+    return best, torch.tensor(alone) & _explained(held, best), torch.stack(left)
 
 
 def _likeliest_places(seen: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
