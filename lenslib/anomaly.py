@@ -151,7 +151,8 @@ def beyond_trivia(
 
     if min(normal_scores.min(), scores.min()) > 0:
         normal_scores, scores = np.log(normal_scores), np.log(scores)
-    quantiles = QuantileTransformer(n_quantiles=min(200, len(normal)), output_distribution="normal")
+    # a fold of the cross-validation has fewer
+    quantiles = QuantileTransformer(n_quantiles=min(200, len(normal) // 2), output_distribution="normal")
     model = make_pipeline(quantiles, PolynomialFeatures(2), RidgeCV(np.logspace(-1, 5, 13)))
     apart = cross_val_predict(model, normal, normal_scores, cv=min(5, len(normal)))
     share = 1 - float(np.mean((apart - normal_scores) ** 2) / max(normal_scores.var(), 1e-30))
