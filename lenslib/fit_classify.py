@@ -138,7 +138,7 @@ class FitClassifier:
         return tuple(said)
 
     def _checked(self, images) -> Tensor:
-        images = torch.as_tensor(np.asarray(images), dtype=torch.float32)
+        images = torch.as_tensor(images if isinstance(images, Tensor) else np.array(images), dtype=torch.float32)
         size = self.native_size
         if images.ndim != 4 or images.shape[1:] != (1, size, size):
             raise InputError(
