@@ -26,6 +26,8 @@ from lenslib.residuals import CHANNELS, fit_and_subtract
 _AT_ONCE = 480
 # of all that the arcs stand out by, squared and summed, the share that a mask may hide
 _HIDDEN = 0.2
+# share by which a fitted Einstein radius may lie beyond those that were drawn
+_ERRS = 0.05
 # what is known of photon noise
 _PHOTONS = ("background_rms", "exposure_time")
 # what the unmasked arcs must stand out by, squared and summed: the faintest lens of `matched_hst` has ten times that
@@ -110,6 +112,10 @@ class FitClassifier:
         return _joined(parts)
 
     def _judged(self, recipe, images, noise, mask, starts, turns) -> Answers:
+        if isinstance(noise, Tensor) and bool((endless := noise.isinf()).any()):
+            # noise without end hides a pixel as a mask does
+            mask = endless if mask is None else mask | endless
+            noise = torch.where(endless, noise[~endless].median(), noise)
         channels, fit = fit_and_subtract(recipe, images, noise, starts, mask)
         highest = channels[:, CHANNELS.index("significance")].flatten(1).amax(1).numpy()
         deviation = noise if isinstance(noise, Tensor) else noise_map(recipe, noise, fit.model)
@@ -123,6 +129,7 @@ class FitClassifier:
         [n, pixels], squared."""
         seen = shown.sum(1) if mask is None else shown.masked_fill(mask.flatten(1), 0).sum(1)
         hidden, left = 1 - seen / shown.sum(1).clamp(min=1e-30), fit.chi_square / fit.freedom
+        size, (smallest, largest) = fit.params["lens_theta_E"], self._radii()
         said = []
         for k in range(len(shown)):
             if not seen[k] > _LEAST_LIGHT:
@@ -133,9 +140,21 @@ class FitClassifier:
                 said.append("the fit did not converge")
             elif left[k] > self.limit:
                 said.append(f"the fit failed: chi-square {left[k]:.3g} a degree of freedom, above {self.limit:.3g}")
+            elif left[k] < 2 - self.limit:
+                said.append(f"the noise is less than was said: chi-square {left[k]:.3g} a degree of freedom")
+            elif not smallest <= size[k] <= largest:
+                said.append(f"no lens of the kind trained on: an Einstein radius of {size[k]:.3g} arcsec fits best")
             else:
                 said.append("")
         return tuple(said)
+
+    def _radii(self) -> tuple[float, float]:
+        """Einstein radii that the recipe draws, and a little beyond, as a fit errs; none is refused where they follow
+        from a mass or a dispersion."""
+        if self.recipe.lens.theta_E is None:
+            return 0.0, float("inf")
+        low, high = self.recipe.lens.theta_E.support()
+        return (1 - _ERRS) * low, (1 + _ERRS) * high
 
     def _checked(self, images) -> Tensor:
         images = torch.as_tensor(images if isinstance(images, Tensor) else np.array(images), dtype=torch.float32)

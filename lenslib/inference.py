@@ -270,9 +270,10 @@ def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixe
     return undone.delens(recipe, images, params, width, pixels)
 
 
-def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:
+def read_images(path: str | Path, size: int, in_chans: int = 1, mask: np.ndarray | None = None) -> np.ndarray:
     """Images [n, in_chans, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass],
-    or from the first image of a FITS file. Colours may come first or last.
+    or from the first image of a FITS file. Colours may come first or last. Under a `mask` [size, size], true where a
+    pixel is not to count, pixels that are not finite are set to 0.
 
     InputError names what is wrong with the file; nothing in it is run.
     """
@@ -297,8 +298,11 @@ def read_images(path: str | Path, size: int, in_chans: int = 1) -> np.ndarray:
         raise InputError(f"'{path}': has shape {shape}, and the network was trained on {size} x {size} pixels{colours}")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
         images = images.reshape(-1, *one).astype(np.float32)
-    if not np.isfinite(images).all():
-        raise InputError(f"'{path}': has {int((~np.isfinite(images)).sum())} pixels that are NaN or infinite")
+    bad = ~np.isfinite(images)
+    if mask is not None and mask.shape[-2:] == images.shape[-2:]:
+        images, bad = np.where(bad & mask, np.float32(0), images), bad & ~mask
+    if bad.any():
+        raise InputError(f"'{path}': has {int(bad.sum())} pixels that are NaN or infinite")
     if not len(images) or (np.ptp(images, axis=(2, 3)) == 0).any():
         raise InputError(f"'{path}': holds no image, or one whose pixels are all equal")
     return images
@@ -321,12 +325,14 @@ def find_images(paths: list[str | Path]) -> list[Path]:
 def predict_files(network, paths: list[Path], progress=True):
     """Yield (path, what `answers` of its images or the InputError that says why there is nothing), in order.
 
-    `network`: a `Classifier`, an `Estimator`, or anything with `answers`, `native_size` and `in_chans`.
+    `network`: a `Classifier`, an `Estimator`, or anything with `answers`, `native_size`, `in_chans` and, where some
+    pixels do not count, a `mask`.
     """
     from tqdm import tqdm
 
     for path in tqdm(paths, desc="predict", unit="file", disable=None if progress else True):
         try:
-            yield path, network.answers(read_images(path, network.native_size, network.in_chans))
+            images = read_images(path, network.native_size, network.in_chans, getattr(network, "mask", None))
+            yield path, network.answers(images)
         except InputError as error:
             yield path, error

@@ -113,7 +113,7 @@ class _OfFits:
         for values, reason, highest in zip(answer.probabilities, answer.reasons, answer.highest, strict=True):
             row = {"class": "withheld" if reason else classes[values.argmax()]}
             row |= {name: blank if reason else float(value) for name, value in zip(classes, values, strict=True)}
-            rows.append(row | {"highest_significance": float(highest), "reason": reason})
+            rows.append(row | {"highest_significance": blank if reason else float(highest), "reason": reason})
         return rows
 
 

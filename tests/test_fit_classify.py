@@ -14,6 +14,7 @@ from lenslib.instruments import PSF, Gaussian, convolve
 from lenslib.refine import noise_map
 from lenslib.residuals import write_residuals
 from lenslib.settings import Settings
+from lenslib.simulate import render
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,7 @@ def test_a_search_finds_what_the_truth_finds(classifier, lenses):
     assert close.mean() > 0.8
 
 
-def test_answers_of_turned_images_are_averaged(classifier, lenses):
-    images, facts, truth = lenses
+def test_answers_of_turned_images_are_averaged(classifier):
     channels = np.random.default_rng(0).normal(size=(3, 4, 40, 40)).astype(np.float32)
     steady = classifier.classifier.probabilities(channels, turns=True)
     again = classifier.classifier.probabilities(np.ascontiguousarray(np.rot90(channels, 1, (2, 3))), turns=True)
@@ -100,6 +100,27 @@ def test_fits_that_fail_are_withheld(classifier, lenses):
     dark = torch.randn(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
     answers = classifier.answers(dark, torch.ones_like(dark))
     assert all(answers.reasons)
+
+
+def test_what_is_no_lens_or_not_of_this_noise_is_withheld(run, classifier, lenses):
+    images, facts, truth = lenses
+    noise = noise_map(run[1], facts, images.clamp(min=0))
+    # light that no lens has bent, as bright
+    bare = dict(truth) | {"lens_theta_E": torch.full((10,), 1e-3), "gamma1": 0 * truth["gamma1"]}
+    galaxy = render(run[1], bare | {"gamma2": 0 * truth["gamma2"]})
+    drawn = galaxy + noise * torch.randn(galaxy.shape, generator=torch.Generator().manual_seed(2))
+    answers = classifier.answers(drawn, noise, starts=bare)
+    assert all(answers.reasons)
+    assert any("Einstein radius" in reason for reason in answers.reasons)
+    # three times the noise that there is
+    answers = classifier.answers(images, 3 * noise, starts=truth)
+    assert all(answers.reasons)
+    assert any("less than was said" in reason for reason in answers.reasons)
+    # noise without end is a mask
+    mask = torch.zeros(40, 40, dtype=bool)
+    mask[5:35, 5:35] = True
+    hidden = classifier.answers(images, noise.masked_fill(mask, torch.inf), starts=truth)
+    assert all("mask covers" in reason for reason in hidden.reasons)
 
 
 def test_a_mask_over_the_arcs_is_said(classifier, lenses):
@@ -181,6 +202,11 @@ def test_the_command_asks_for_noise_and_kernel(predict, lenses, tmp_path):
     assert row["class"] == "withheld"
     assert row["no_sub"] is None
     assert "mask covers" in row["reason"]
+    spoilt = lenses[0][0, 0].numpy().copy()
+    spoilt[20, 20] = np.nan
+    np.save(tmp_path / "spoilt.npy", spoilt)
+    assert predict("--psf", "recipe", *photons, "--mask", tmp_path / "mask.npy", image="spoilt.npy")[0] == 0
+    assert "1 pixels that are NaN" in predict("--psf", "recipe", *photons, image="spoilt.npy")[2][0]
     np.save(tmp_path / "large.npy", np.random.default_rng(0).random((50, 50)))
     code, _, said = predict("--psf", "recipe", *photons, image="large.npy")
     assert (code, len(said)) == (2, 1)

@@ -14,7 +14,7 @@ from scipy import stats
 
 import lenslib
 from lenslib.draws import _chances, _corrected
-from lenslib.instruments import PSF, NumpyNoise, convolve
+from lenslib.instruments import PSF, NumpyNoise, convolve, convolve_dense
 from lenslib.recipe import load_recipe
 
 # a right generator fails a test of this significance once in ten thousand; the seeds are fixed, so it fails never
@@ -173,6 +173,15 @@ def test_the_point_spread_function_conserves_flux(name):
     half = len(kernel) // 2
     blurred = convolve(star, instrument.psf.profiles(instrument.pixel_scale))[0]
     np.testing.assert_allclose(blurred[60 - half : 61 + half, 60 - half : 61 + half], kernel, atol=1e-12)
+
+
+@pytest.mark.parametrize("psf", [{"gaussians": [{"fwhm": 0.1}, {"fwhm": 0.9}], "truncation": 3.0}, {"airy": 0.3}])
+def test_products_of_matrices_blur_as_shifts_do(psf):
+    profiles = PSF(**psf).profiles(0.05)
+    # brightest at the edge, which both repeat outwards
+    images = torch.rand(3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images[:, 0] += 5
+    torch.testing.assert_close(convolve_dense(images, profiles), convolve(images, profiles))
 
 
 def test_a_gaussian_has_its_width():

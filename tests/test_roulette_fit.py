@@ -7,7 +7,7 @@ from lenslib import load_recipe
 from lenslib.errors import InputError
 from lenslib.inference import refine
 from lenslib.information import fisher
-from lenslib.roulette_fit import RouletteTemplates, refine_roulettes
+from lenslib.roulette_fit import RouletteTemplates, _explained, _Seen, refine_roulettes
 from lenslib.roulette_model import RouletteModel, _smooth
 from lenslib.targets import Targets
 
@@ -105,6 +105,26 @@ def test_a_search_starts_fits_without_the_truth():
     recipe, images, _ = scenes("raytrace_sis", count=12, **{"instrument.lookup": "exact"})
     fit = refine(recipe, images, RouletteTemplates(recipe, 2048).starts(images))
     assert fit.good.float().mean() >= 0.7
+
+
+def test_an_estimate_that_leads_nowhere_is_followed_by_a_search():
+    recipe, images, truth = scenes("raytrace_sis", count=3, **{"instrument.lookup": "exact"})
+    # the lens on the wrong side, and a source far too large
+    far = beside(recipe, truth) | {"x": -truth["x"], "y": -truth["y"], "sigma1": 4 * truth["sigma1"]}
+    model = RouletteModel(recipe)
+    alone = refine_roulettes(recipe, images, model.pack(far)[:, None], steps=20)
+    assert refine_roulettes(recipe, images, far, steps=20).good.sum() > alone.good.sum()
+
+
+@pytest.mark.parametrize("name", ["roulette_sis", "raytrace_sis"])
+def test_an_image_is_explained_at_the_truth_alone(name):
+    recipe, images, truth = scenes(name, count=8)
+    model = RouletteModel(recipe)
+    seen, numbers = _Seen(model, images.flatten(1)), model.pack(truth)
+    assert _explained(seen, numbers).all()
+    # a source that is off by a fifth of a pixel reads other pixels of its bitmap
+    beside_it = model.pack(truth | {"x": truth["x"] + 0.2})
+    assert not _explained(seen, beside_it).any()
 
 
 def test_residuals_are_the_image_less_the_model_in_deviations():
