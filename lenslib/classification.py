@@ -8,8 +8,7 @@ import torch
 
 from lenslib.dataset import DataSet, open_dataset
 from lenslib.errors import InputError
-from lenslib.fit_classify import fit_metadata
-from lenslib.inference import Classifier, answered, classifier_metadata
+from lenslib.inference import Classifier, answered, classifier_metadata, fit_metadata
 from lenslib.metrics import classification_metrics, macro_auc
 from lenslib.models import model_info
 from lenslib.models.heads import starting_network

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenslib.dataset import DataSet
 from lenslib.errors import InputError
-from lenslib.inference import Classifier, load_classifier, metadata_of
+from lenslib.inference import Classifier, judges_fits, load_classifier, metadata_of
 from lenslib.instruments import PSF
 from lenslib.recipe import Recipe, parse_recipe
 from lenslib.refine import Fit, Templates, joined, noise_map
@@ -57,7 +56,7 @@ class Answers:
 class FitClassifier:
     """A network that judges residuals, with the `recipe` of the smooth lenses that are fitted first.
 
-    limit: a fit that leaves a larger chi-square for each degree of freedom is not believed (see `fit_metadata`).
+    limit: a fit that leaves a larger chi-square for each degree of freedom is not believed (see `lenslib.inference.fit_metadata`).
     templates: how many smooth lenses are searched for the one that a fit begins with.
     """
 
@@ -182,19 +181,6 @@ def load_fit_classifier(path: str | Path) -> FitClassifier:
     except (KeyError, ValueError):
         raise InputError(f"'{path}' does not say which fits to believe: train it again") from None
     return FitClassifier(load_classifier(path), parse_recipe(metadata["fitted_recipe"], str(path)), limit)
-
-
-def judges_fits(metadata: Mapping[str, str]) -> bool:
-    """Whether weights with this metadata judge what a fit leaves."""
-    return metadata.get("units") == "deviations" and "fitted_recipe" in metadata
-
-
-def fit_metadata(data: DataSet) -> dict[str, str]:
-    """What weights that are trained on a set of residuals must say of its fits, to be used on images."""
-    left = data.params["fit_chi_square"][data.params["fit_converged"]].to_numpy()
-    # twice the excess that one in a hundred has: fits that found another lens leave far more
-    limit = 1 + 2 * max(float(np.quantile(left, 0.99)) - 1, 0.0)
-    return {"fitted_recipe": data.recipe.to_yaml(), "fit_limit": f"{limit:.6g}"}
 
 
 def with_psf(recipe: Recipe, kernel: np.ndarray) -> Recipe:

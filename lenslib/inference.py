@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lenslib.augmentation import AUGMENTATIONS, turn_images
-from lenslib.dataset import prepare
+from lenslib.dataset import DataSet, prepare
 from lenslib.errors import InputError
 from lenslib.fits_files import is_fits, read_fits
 from lenslib.foreign import split_masses
@@ -38,6 +39,19 @@ def classifier_metadata(
         "in_chans": str(in_chans),
         "units": units,
     }
+
+
+def judges_fits(metadata: Mapping[str, str]) -> bool:
+    """Whether weights with this metadata judge what a fit leaves."""
+    return metadata.get("units") == "deviations" and "fitted_recipe" in metadata
+
+
+def fit_metadata(data: DataSet) -> dict[str, str]:
+    """What weights that are trained on a set of residuals must say of its fits, to be used on images."""
+    left = data.params["fit_chi_square"][data.params["fit_converged"]].to_numpy()
+    # twice the excess that one in a hundred has: fits that found another lens leave far more
+    limit = 1 + 2 * max(float(np.quantile(left, 0.99)) - 1, 0.0)
+    return {"fitted_recipe": data.recipe.to_yaml(), "fit_limit": f"{limit:.6g}"}
 
 
 @dataclass

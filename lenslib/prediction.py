@@ -30,8 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def predict(options) -> int:
     """0, 1 where some files of many failed, 2 where the only one did."""
-    from lenslib.fit_classify import judges_fits
-    from lenslib.inference import find_images, metadata_of, predict_files
+    from lenslib.inference import find_images, judges_fits, metadata_of, predict_files
 
     judge = (_OfFits if judges_fits(metadata_of(options.weights)) else _OfImages)(options)
     rows, failed = [], 0
