@@ -56,7 +56,8 @@ class Answers:
 class FitClassifier:
     """A network that judges residuals, with the `recipe` of the smooth lenses that are fitted first.
 
-    limit: a fit that leaves a larger chi-square for each degree of freedom is not believed (see `lenslib.inference.fit_metadata`).
+    limit: a fit that leaves a larger chi-square for each degree of freedom is not believed (see
+        `lenslib.inference.fit_metadata`).
     templates: how many smooth lenses are searched for the one that a fit begins with.
     """
 
