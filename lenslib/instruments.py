@@ -72,9 +72,9 @@ class PSF(Strict):
 
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
-        profiles = self.profiles(pixel_scale)
         if self.measured is not None:
             return np.array(self.measured) / np.sum(self.measured)
+        profiles = self.profiles(pixel_scale)
         half = max(len(kernel) for _, kernel in profiles) // 2
         padded = [(fraction, np.pad(kernel, half - len(kernel) // 2)) for fraction, kernel in profiles]
         return sum(fraction * np.outer(kernel, kernel) for fraction, kernel in padded)
