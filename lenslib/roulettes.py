@@ -26,6 +26,8 @@ from lenslib.errors import InputError
 MAX_ORDER = 169
 # how much larger than their sum the terms of an ellipsoid's series may be: as many digits as double precision has
 _LARGEST_TERMS = 1e15
+# far below the last digit of a sum of terms of which the first is 1
+_NOTHING = 1e-20
 # in the solution for the image of a source behind an elliptical lens
 _STEPS = 60
 
@@ -231,6 +233,8 @@ def legendre_sum(real: Tensor, size: Tensor, terms: int) -> tuple[Tensor, Tensor
     total = before + term
     for m in range(1, terms):
         before, term = term, (-(2 * m + 1) / (m + 1)) * real * term - (m / (m + 1)) * size * before
+        # rounded to nothing when that small: processors take a hundred times as long for numbers short of digits
+        term = (term + _NOTHING) - _NOTHING
         total = total + term
     return total, term
 
