@@ -9,6 +9,7 @@ slopes of the first, and its images from the bitmap, while that noise is lowered
 left over is a pixel that still reads its neighbour, and tells more than any smooth image could.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,7 @@ from lenslib.roulette_recipe import RouletteRecipe
 # shares of the bitmap's noise that are left, step by step
 _COOLING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0, 0.0, 0.01, 0.001, 0.0, 0.0, 0.003, 0.0003, 0.0, 0.0)
 _WARM = (1.0, 0.3, 0.3, 0.1, 0.1, 0.03, 0.01)
+_LUKEWARM = (0.1, 0.1, 0.03, 0.01, 0.003, 0.001)
 # pixels that a search looks at, and how rarely a dark one is among them
 _ENOUGH, _DARK = 4096, 0.005
 # pixels a side about light that count as lit
@@ -34,8 +36,9 @@ _PLACES, _DECIDED = 16, 25.0
 # grey levels that rounding may move a pixel, and the share of lit pixels that may be off by more in a fit that explains
 # its image
 _ROUNDED, _OFF = 0.6, 0.005
-# places along a fit's longest error at which a search begins, and how often it moves on to a neighbour
-_STOPS, _WALK = 9, 2
+# Einstein radii from which a search begins, the share on either side of the best that is searched again, steps of each
+# smooth fit, and how often a search moves on to a neighbour
+_STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
 # pixels a side of a template, and how many are searched where an estimate led to no good fit
@@ -63,7 +66,12 @@ def refine_roulettes(
     rest = (~fit.good).nonzero()[:, 0]
     if isinstance(starts, dict) and len(rest):
         searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest])
-        fit = take_over(fit, _fits(whole, images[rest], searched, steps, progress), rest)
+        for k in range(searched.shape[1]):
+            found = _fits(whole, images[rest], searched[:, k : k + 1], steps, progress)
+            fit = take_over(fit, found, rest)
+            rest, searched = rest[~found.good], searched[~found.good]
+            if not len(rest):
+                break
     return fit
 
 
@@ -92,7 +100,7 @@ class _Seen:
 
     def held(self) -> "_Seen":
         """With the camera's place held."""
-        return replace(self, model=self.model.freeze_centre())
+        return replace(self, model=self.model.freeze("centre_x", "centre_y"))
 
     @property
     def lit(self) -> Tensor:
@@ -239,19 +247,20 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers [n, k] with the camera at the whole place where the image is explained best, and bool [n]: whether it is
     explained, and the next best is so much worse that there is no doubt.
 
-    In rounds, while there is doubt: with the place as free as the rest, from ever farther along what the smooth fit
-    knows least, and then at whole places about it; at last from the best of these to its neighbours.
+    In rounds, while there is doubt: from what the smooth fit found; from lenses of all Einstein radii, because one that
+    hardly bends is read from a bitmap whose errors agree over many pixels and lead the smooth fit astray; from radii
+    about the best; along what is known least; at last from the best place to its neighbours.
     """
     found, decided = numbers.clone(), torch.zeros(len(numbers), dtype=bool)
     lowest = torch.full((len(numbers),), torch.inf)
-    views = (few, full) if full.data.shape[1] > few.data.shape[1] else (few,)
-    for view, reach in ((few, 0), *((view, 3) for view in views), *[(few, None)] * _WALK):
+    looks = (few, _here), (few, _all_radii), (few, _near_radii), (full, _along), *[(few, None)] * _WALK
+    for view, look in looks:
         rows = (~decided).nonzero()[:, 0]
         if not len(rows):
             break
         seen, around = view.rows(rows), found[rows]
-        if reach is not None:
-            around = _along(seen, numbers[rows], reach)
+        if look is not None:
+            around = look(seen, around)
             # mostly the nearest whole place explains all, and nothing else could
             near = _polish(seen.held(), nearest_place(seen.model, around), _COOLING[3:10])[0]
             done = _explained(seen, near)
@@ -265,17 +274,35 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
     return found, decided
 
 
-def _along(seen: _Seen, numbers: Tensor, reach: float) -> Tensor:
-    """The best numbers [n, k] that steps find from along the longest axis of the covariances, up to `reach` deviations
-    away."""
-    owner, tried = torch.arange(len(numbers)), numbers
-    if reach:
-        values, vectors = torch.linalg.eigh(inverse(_curvature(seen, numbers)))
-        axis = (vectors[:, :, -1] * values[:, -1:].sqrt()).float()
-        steps = torch.linspace(-reach, reach, _STOPS)
-        tried = seen.model.bounded((numbers[:, None] + steps[:, None] * axis[:, None]).flatten(0, 1))
-        owner = owner.repeat_interleave(_STOPS)
-    return _best_tried(owner, *_polish(seen.rows(owner), tried, _WARM), 1)[1]
+def _here(seen: _Seen, numbers: Tensor) -> Tensor:
+    return _polish(seen, numbers, _WARM)[0]
+
+
+def _along(seen: _Seen, numbers: Tensor) -> Tensor:
+    """The best numbers [n, k] that steps find from along the longest axis of the covariances."""
+    owner = torch.arange(len(numbers)).repeat_interleave(_STOPS)
+    values, vectors = torch.linalg.eigh(inverse(_curvature(seen, numbers)))
+    axis = (vectors[:, :, -1] * values[:, -1:].sqrt()).float()
+    tried = numbers[:, None] + torch.linspace(-_REACH, _REACH, _STOPS)[:, None] * axis[:, None]
+    return _best_tried(owner, *_polish(seen.rows(owner), seen.model.bounded(tried.flatten(0, 1)), _WARM), 1)[1]
+
+
+def _all_radii(seen: _Seen, numbers: Tensor) -> Tensor:
+    low, high = map(math.log10, seen.model.recipe.sampling.einstein_radius)
+    return _best_radius(seen, numbers, torch.logspace(low, high, _STOPS).expand(len(numbers), -1))
+
+
+def _near_radii(seen: _Seen, numbers: Tensor) -> Tensor:
+    now = seen.model.unpack(numbers)["einstein_radius"]
+    return _best_radius(seen, numbers, now[:, None] * torch.linspace(1 - _NEAR, 1 + _NEAR, _STOPS))
+
+
+def _best_radius(seen: _Seen, numbers: Tensor, radii: Tensor) -> Tensor:
+    """The best numbers [n, k] found from smooth fits whose Einstein radius is held at one of `radii` [n, s]."""
+    owner = torch.arange(len(numbers)).repeat_interleave(radii.shape[1])
+    part, tried = seen.rows(owner), seen.model.scaled(numbers[owner], radii.flatten())
+    valley = fit_all(part.model.freeze("einstein_radius"), part.data, _noise(part, tried), tried, _VALLEY, False)
+    return _best_tried(owner, *_polish(part, part.model.pack(valley.params), _LUKEWARM), 1)[1]
 
 
 def _best_tried(owner: Tensor, tried: Tensor, chi: Tensor, count: int) -> tuple[Tensor, Tensor]:

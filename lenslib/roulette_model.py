@@ -23,6 +23,8 @@ _SHIFTS = {"exact": (0.0, 0.0), "round": (0.0, 0.0), "floor": (-0.5, 0.5)}
 _MANY_TERMS = 16
 # pixels (or degrees) in a unit of the fitted numbers, so that all are known to about as many digits
 UNIT = 40.0
+# the camera's place
+_CENTRE = ("centre_x", "centre_y")
 # images at a time, where there are not `SLOTS` of them
 _FEW = 4
 
@@ -48,7 +50,7 @@ class RouletteModel:
             )
         self.compiled, self.recipe, self.chi = compiled, recipe, float(recipe.sampling.chi[0])
         lens = ("axis_ratio", "orientation") if recipe.lens.profile == "sie" else ()
-        places = ("centre_x", "centre_y") if recipe.instrument.centring != "none" else ()
+        places = _CENTRE if recipe.instrument.centring != "none" else ()
         self.lens_names = ("x", "y", "einstein_radius", *lens, *places)
         self.numbers_names = (*self.lens_names, "size", "g1", "g2")
         self.names = (*self.lens_names, "sigma1", "sigma2", "theta")
@@ -71,11 +73,24 @@ class RouletteModel:
         model.x, model.y = self.x[rows], self.y[rows]
         return model
 
-    def freeze_centre(self) -> "RouletteModel":
-        """The same with the camera's place held."""
+    def freeze(self, *names: str) -> "RouletteModel":
+        """The same with some of the lens's numbers held."""
         model = copy(self)
-        model.frozen = tuple(k for k, name in enumerate(self.lens_names) if name.startswith("centre_"))
+        model.frozen = tuple(map(self.lens_names.index, names))
         return model
+
+    def scaled(self, numbers: Tensor, einstein_radius: Tensor) -> Tensor:
+        """Numbers [n, k] with another Einstein radius [n] and the source as many times farther: what is seen stays as
+        large, as stretched, and amid the camera, and is bent otherwise."""
+        x, y, radius, *places = (self.lens_names.index(name) for name in ("x", "y", "einstein_radius", *_CENTRE))
+        given, numbers = _lens(self.lens_names, numbers), numbers.clone()
+        times = einstein_radius / given["einstein_radius"]
+        nu = torch.stack(
+            roulettes.image_position(self.recipe.lens.profile, given | {"chi": torch.full_like(times, self.chi)}), 1
+        )
+        numbers[:, [x, y, radius]] *= times[:, None]
+        numbers[:, places] += (times - 1)[:, None] * nu / UNIT
+        return self.bounded(numbers)
 
     def pack(self, params: dict[str, Tensor]) -> Tensor:
         """Fitted numbers [n, k]; where the camera's place is not among `params`, it is where the light's centre is."""
