@@ -33,6 +33,8 @@ FILES = ("images.npy", "params.parquet")
 KEYS = ("recipe", "seed", "start", "count", "units", "library_version", "sha256")
 # of brightness, in which an image has neither scale nor offset of its own; or of the noise's standard deviations
 UNITS = ("light", "deviations")
+# of images in deviations: of the noise, and of a mass at each place (see `lenslib.residuals`)
+CHANNELS = ("image", "residual", "significance", "sensitivity")
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,15 @@ class Answers:
 class FitClassifier:
     """A network that judges residuals, with the `recipe` of the smooth lenses that are fitted first.
 
-    limit: a fit that leaves a larger chi-square for each degree of freedom is not believed (see
-        `lenslib.inference.fit_metadata`).
+    limit, most_significant: a fit that leaves a larger chi-square for each degree of freedom, or in which a mass is
+        more significant, for or against, is not believed (see `lenslib.inference.fit_metadata`).
     templates: how many smooth lenses are searched for the one that a fit begins with.
     """
 
     classifier: Classifier
     recipe: Recipe
     limit: float
+    most_significant: float
     templates: int = 16384
 
     def __post_init__(self):
@@ -119,14 +120,15 @@ class FitClassifier:
         channels, fit = fit_and_subtract(recipe, images, noise, starts, mask)
         highest = channels[:, CHANNELS.index("significance")].flatten(1).amax(1).numpy()
         deviation = noise if isinstance(noise, Tensor) else noise_map(recipe, noise, fit.model)
-        reasons = self._reasons(fit, (fit.model / deviation).square().flatten(1), mask)
+        extreme = channels[:, CHANNELS.index("significance")].flatten(1).abs().amax(1)
+        reasons = self._reasons(fit, (fit.model / deviation).square().flatten(1), extreme, mask)
         probabilities = self.classifier.probabilities(channels, turns)
         probabilities[[bool(reason) for reason in reasons]] = np.nan
         return Answers(probabilities, reasons, highest, fit)
 
-    def _reasons(self, fit: Fit, shown: Tensor, mask: Tensor | None) -> tuple[str, ...]:
+    def _reasons(self, fit: Fit, shown: Tensor, extreme: Tensor, mask: Tensor | None) -> tuple[str, ...]:
         """Why there is no answer, image by image, empty where there is one; of fits whose light stands out by `shown`
-        [n, pixels], squared."""
+        [n, pixels], squared, and in which a mass is at most as significant as `extreme` [n]."""
         seen = shown.sum(1) if mask is None else shown.masked_fill(mask.flatten(1), 0).sum(1)
         hidden, left = 1 - seen / shown.sum(1).clamp(min=1e-30), fit.chi_square / fit.freedom
         size, (smallest, largest) = fit.params["lens_theta_E"], self._radii()
@@ -142,6 +144,11 @@ class FitClassifier:
                 said.append(f"the fit failed: chi-square {left[k]:.3g} a degree of freedom, above {self.limit:.3g}")
             elif left[k] < 2 - self.limit:
                 said.append(f"the noise is less than was said: chi-square {left[k]:.3g} a degree of freedom")
+            elif extreme[k] > self.most_significant:
+                said.append(
+                    f"the fit leaves more than any substructure trained on: a significance of {extreme[k]:.3g}, above "
+                    f"{self.most_significant:.3g}, as a star, another source or another point-spread function would"
+                )
             elif not smallest <= size[k] <= largest:
                 said.append(f"no lens of the kind trained on: an Einstein radius of {size[k]:.3g} arcsec fits best")
             else:
@@ -178,10 +185,10 @@ def load_fit_classifier(path: str | Path) -> FitClassifier:
     if not judges_fits(metadata):
         raise InputError(f"'{path}' was not trained on what `lenslib fit` writes: load it with load_classifier")
     try:
-        limit = float(metadata["fit_limit"])
+        limits = float(metadata["fit_limit"]), float(metadata["most_significant"])
     except (KeyError, ValueError):
         raise InputError(f"'{path}' does not say which fits to believe: train it again") from None
-    return FitClassifier(load_classifier(path), parse_recipe(metadata["fitted_recipe"], str(path)), limit)
+    return FitClassifier(load_classifier(path), parse_recipe(metadata["fitted_recipe"], str(path)), *limits)
 
 
 def with_psf(recipe: Recipe, kernel: np.ndarray) -> Recipe:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lenslib.augmentation import AUGMENTATIONS, turn_images
-from lenslib.dataset import DataSet, prepare
+from lenslib.dataset import CHANNELS, DataSet, prepare
 from lenslib.errors import InputError
 from lenslib.fits_files import is_fits, read_fits
 from lenslib.foreign import split_masses
@@ -47,11 +47,16 @@ def judges_fits(metadata: Mapping[str, str]) -> bool:
 
 
 def fit_metadata(data: DataSet) -> dict[str, str]:
-    """What weights that are trained on a set of residuals must say of its fits, to be used on images."""
+    """What weights that are trained on a set of residuals must say of its fits, to be used on images: the recipe, and
+    the largest chi-square for each degree of freedom and the largest significance of a mass that are believed."""
     left = data.params["fit_chi_square"][data.params["fit_converged"]].to_numpy()
     # twice the excess that one in a hundred has: fits that found another lens leave far more
     limit = 1 + 2 * max(float(np.quantile(left, 0.99)) - 1, 0.0)
-    return {"fitted_recipe": data.recipe.to_yaml(), "fit_limit": f"{limit:.6g}"}
+    believed = (data.params["fit_converged"] & (data.params["fit_chi_square"] <= limit)).to_numpy()
+    at = CHANNELS.index("significance")
+    parts = (np.abs(data.images[first : first + 512, at]).max((1, 2)) for first in range(0, len(data), 512))
+    most = 1.5 * np.concatenate(list(parts))[believed].max(initial=0.0)
+    return {"fitted_recipe": data.recipe.to_yaml(), "fit_limit": f"{limit:.6g}", "most_significant": f"{most:.6g}"}
 
 
 @dataclass

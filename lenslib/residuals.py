@@ -11,16 +11,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
-from lenslib.dataset import DataSet, write_batches
+from lenslib.dataset import CHANNELS, DataSet, write_batches
 from lenslib.errors import InputError, unknown
 from lenslib.mass_maps import mass_maps
 from lenslib.recipe import Recipe
 from lenslib.refine import Fit, Templates, noise_map, refine
 
-# all in standard deviations: of the noise, and of a mass (see `lenslib.mass_maps`); the last is what a mass would have
-# that bends as a point of UNIT_MASS does
-CHANNELS = ("image", "residual", "significance", "sensitivity")
-# arcsec^2: an Einstein radius of 0.1 arcsec
+# arcsec^2, of the mass whose significance is the sensitivity: an Einstein radius of 0.1 arcsec
 UNIT_MASS = 0.01
 # images that are fitted before their residuals are written: many, so that the slowest of them share their slots
 _AT_ONCE = 480

@@ -1,6 +1,7 @@
 """From images to probabilities: recipes and frames by one code, and what cannot be judged is withheld."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_a_frame_with_noise_map_and_kernel_is_judged_as_a_recipe_is(run, classif
     # in any unit
     dimmed = classifier.answers(0.5 * images, 0.5 * noise, psf=kernel, starts=truth)
     np.testing.assert_allclose(dimmed.probabilities[both], frame.probabilities[both], atol=0.02)
+
+
+def test_what_stands_out_beyond_all_that_was_trained_on_is_withheld(run, classifier, lenses):
+    images, facts, truth = lenses
+    images, facts, truth = images[:2], *({name: value[:2] for name, value in of.items()} for of in (facts, truth))
+    assert classifier.most_significant > open_dataset(run[2] / "train_residual").images[:, 2].max()
+    usual = classifier.answers(images, facts, starts=truth)
+    strict = replace(classifier, most_significant=0.5 * float(usual.highest.min())).answers(images, facts, starts=truth)
+    assert all("more than any substructure" in reason for reason in np.array(strict.reasons)[~usual.withheld])
+
+
+def test_a_star_is_withheld(run, classifier, lenses):
+    images, facts, truth = lenses
+    kernel = torch.from_numpy(run[1].instrument.psf.kernel(run[1].instrument.pixel_scale)).float()
+    half = len(kernel) // 2
+    starry, here = images.clone(), slice(20 - half, 21 + half)
+    starry[:, 0, here, here] += 3 * images.max() * kernel / kernel.max()
+    assert classifier.answers(starry, facts, starts=truth).withheld.all()
 
 
 def test_a_search_finds_what_the_truth_finds(classifier, lenses):
