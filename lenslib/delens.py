@@ -26,11 +26,13 @@ def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixe
     conserves its brightness, and shared among the four nearest pixels of the source; where none ends, the source is not
     seen and NaN. Of a recipe with lens light, that of `params` is taken off first. Noise and blurring stay. InputError
     for images of the wrong size, of one brightness or that are not finite, for a width or a number of pixels that is
-    not positive, params that lack the lens light, and lenses with companions.
+    not positive or not whole, for params that are missing, not finite or of another number of images, and for lenses
+    with companions.
     """
     check_images(recipe, images)
-    if not width > 0 or pixels < 2:
-        raise InputError(f"a source needs a width above 0 and at least 2 pixels, not {width!r} and {pixels!r}")
+    if not width > 0 or not isinstance(pixels, int) or pixels < 2:
+        raise InputError(f"a source needs a width above 0 and 2 pixels or more, not {width!r} and {pixels!r}")
+    _check_params(recipe, params, len(images))
     x, y, seen = _rays(recipe, params)
     if isinstance(recipe, Recipe):
         images = (images - _lens_light(recipe, params)) / recipe.instrument.pixel_scale**2
@@ -80,6 +82,20 @@ def true_source(recipe, params: dict[str, Tensor], width: float, pixels: int = 6
         return gaussian(planes, x, y)[:, None]
     x, y = x + planes["source_center_x"], y + planes["source_center_y"]
     return sersic(params, x, y)[:, None]
+
+
+def _check_params(recipe, params: dict[str, Tensor], count: int) -> None:
+    """InputError for params of which the lens or the source's place is missing, not finite or not [count]."""
+    if isinstance(recipe, Recipe):
+        names = (*recipe.lens.parameters, "source_center_x", "source_center_y")
+    else:
+        names = ("x", "y", "einstein_radius", *(("axis_ratio", "orientation") if recipe.lens.profile == "sie" else ()))
+    missing(params, names)
+    for name in names:
+        if params[name].shape != (count,):
+            raise InputError(f"{name} has shape {tuple(params[name].shape)}: {count} images need [{count}]")
+        if not params[name].isfinite().all():
+            raise InputError(f"{name} is not a finite number in every image")
 
 
 @torch.no_grad()

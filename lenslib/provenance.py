@@ -20,13 +20,18 @@ def source_digest() -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the library's checkout, with `-dirty` if files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the library's checkout, with `-dirty` if files other than results differ from it; None outside."""
+    commit, changed = "rev-parse HEAD", "status --porcelain --untracked-files=no -- :(top) :(top,exclude)results"
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+        answers = [
+            subprocess.run(
+                ["git", *words.split()], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20
+            ).stdout.strip()
+            for words in (commit, changed)
+        ]
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.strip() or None
+    return answers[0] + ("-dirty" if answers[1] else "") if answers[0] else None
 
 
 def library_version() -> str:

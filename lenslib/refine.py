@@ -39,6 +39,8 @@ _BOUNDS = {"gamma": (1.2, 2.8), "n_sersic": (-1.2, 2.1), "R_sersic": (-5.0, 2.0)
 _STEP = 2e-3
 # images that are fitted together: one fixed number, so that the renderer is compiled once
 SLOTS = 16
+# of templates: larger than a data set's seed can be, so that no truth is among them
+TEMPLATE_SEED = int.from_bytes(b"templates")
 # a fit has converged when a step promises to lower chi-square by less, and by less than one were it hardly held back
 PROMISE = 0.05
 # eigenvalues of a curvature of unit diagonal below this are rounding
@@ -152,12 +154,12 @@ class Templates:
     `count` templates are compared with an image at half its resolution; their brightness does not matter.
     """
 
-    def __init__(self, recipe: Recipe, count: int = 16384, seed: int = 1, progress: bool = False):
+    def __init__(self, recipe: Recipe, count: int = 16384, progress: bool = False):
         self.model, parts, images = SmoothModel(recipe), [], []
         chunk = self.model.recipe.chunk_size
         firsts = tqdm(range(0, count, chunk), desc="templates", disable=None if progress else True)
         for k, _ in enumerate(firsts):
-            _, drawn, _ = self.model.recipe.draw(seed, k)
+            _, drawn, _ = self.model.recipe.draw(TEMPLATE_SEED, k)
             params = {name: torch.as_tensor(drawn[name], dtype=torch.float32) for name in self.model.names}
             parts.append(self.model.pack(params))
             shown = render_compiled(self.model.recipe, params)
@@ -259,11 +261,15 @@ def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit]) -> Fit:
 
 
 def check_images(recipe, images: Tensor) -> None:
-    """InputError, which names the image, for images that are not [n, 1, h, w] of the recipe's size, not finite or of
-    one brightness."""
+    """InputError, which names the image, for what is no tensor [n, 1, h, w] of single precision and the recipe's size,
+    for images that are not finite and such of one brightness."""
     pixels = recipe.instrument.pixels
+    if not isinstance(images, Tensor):
+        raise InputError(f"images are a {type(images).__name__}: give a tensor, such as torch.from_numpy(images)")
     if images.ndim != 4 or images.shape[1:] != (1, pixels, pixels) or not len(images):
         raise InputError(f"images have shape {tuple(images.shape)}, and {recipe.name} has [n, 1, {pixels}, {pixels}]")
+    if images.dtype != torch.float32:
+        raise InputError(f"images are {images.dtype}: give them in single precision, float32")
     _refuse("is NaN or infinite", ~images.isfinite())
     _refuse("has pixels that are all equal", images.amax((1, 2, 3)) == images.amin((1, 2, 3)))
 
@@ -380,9 +386,11 @@ def _try_steps(model, slots, numbers, damping, chi, curvature, downhill, data, w
 
 
 def conclude(model, images, noise, numbers, curvature, converged, steps, drawn) -> Fit:
-    """The fits that ended at numbers [n, k] with images `drawn`."""
+    """The fits that ended at numbers [n, k] with images `drawn`; none has converged where the model has no slope."""
+    known = curvature.flatten(1).isfinite().all(1)
+    curvature, converged = torch.where(known[:, None, None], curvature, 0.0), converged & known
     residual, units = (images - drawn) / noise, model.units(numbers).double()
-    covariance = units @ inverse(curvature) @ units.mT
+    covariance = torch.where(known[:, None, None], units @ inverse(curvature) @ units.mT, torch.inf)
     freedom = noise.isfinite().flatten(1).sum(1) - len(model.names)
     chi = residual.square().flatten(1).sum(1)
     params = model.unpack(numbers)

@@ -17,7 +17,19 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
-from lenslib.refine import SLOTS, Fit, best_of, check_images, conclude, fit_all, inverse, joined, packed, take_over
+from lenslib.refine import (
+    SLOTS,
+    TEMPLATE_SEED,
+    Fit,
+    best_of,
+    check_images,
+    conclude,
+    fit_all,
+    inverse,
+    joined,
+    packed,
+    take_over,
+)
 from lenslib.roulette_model import UNIFORM, UNIT, RouletteModel, nearest_place
 from lenslib.roulette_recipe import RouletteRecipe
 
@@ -252,10 +264,10 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
     about the best; along what is known least; at last from the best place to its neighbours.
     """
     found, decided = numbers.clone(), torch.zeros(len(numbers), dtype=bool)
-    lowest = torch.full((len(numbers),), torch.inf)
+    lowest, stuck = torch.full((len(numbers),), torch.inf), torch.zeros(len(numbers), dtype=bool)
     looks = (few, _here), (few, _all_radii), (few, _near_radii), (full, _along), *[(few, None)] * _WALK
     for view, look in looks:
-        rows = (~decided).nonzero()[:, 0]
+        rows = (~decided & ~stuck).nonzero()[:, 0]
         if not len(rows):
             break
         seen, around = view.rows(rows), found[rows]
@@ -270,7 +282,9 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
                 break
         best, sure, left = _whole_places(seen, around)
         better = left < lowest[rows]
-        found[rows[better]], lowest[rows[better]], decided[rows] = best[better], left[better], sure
+        found[rows[better]], lowest[rows[better]], decided[rows] = best[better], left[better], sure & better
+        if look is None:
+            stuck[rows] = ~better
     return found, decided
 
 
@@ -366,11 +380,11 @@ def _parts(count: int) -> list[Tensor]:
 class RouletteTemplates:
     """Scenes drawn from a recipe's own sampling and seen coarsely, to start fits from without the truth."""
 
-    def __init__(self, recipe: RouletteRecipe, count: int = 4096, seed: int = 1, progress: bool = False):
+    def __init__(self, recipe: RouletteRecipe, count: int = 4096, progress: bool = False):
         self.model = RouletteModel(recipe)
         chunk = recipe.chunk_size
         firsts = tqdm(range(0, count, chunk), desc="templates", disable=None if progress else True)
-        drawn = [recipe.draw(seed, k) for k, _ in enumerate(firsts)]
+        drawn = [recipe.draw(TEMPLATE_SEED, k) for k, _ in enumerate(firsts)]
         params = {name: torch.cat([torch.from_numpy(part[name]) for part in drawn])[:count] for name in drawn[0]}
         self.numbers = self.model.pack(params)
         pixels = recipe.instrument.pixels

@@ -100,6 +100,8 @@ class RouletteModel:
         twice = torch.deg2rad(2 * given["theta"])
         shape = ((one + two) / 2, (one - two) / 2 * torch.cos(twice), (one - two) / 2 * torch.sin(twice))
         zero = torch.zeros_like(one)
+        # a source right behind the lens has a ring for an image, and no place to expand about
+        given["x"] = given["x"] + ((given["x"] == 0) & (given["y"] == 0))
         lens = [given.get(name, zero) / _unit(name) for name in self.lens_names]
         numbers = torch.stack([*lens, *shape], 1)
         numbers = self.bounded(numbers)

@@ -87,9 +87,25 @@ def test_nothing_is_seen_where_no_ray_ends():
     assert not delens(recipe, batch.images, batch.params, 4000.0, 64)[0, 0, 0].isfinite().any()
 
 
-@pytest.mark.parametrize(("width", "pixels"), [(0.0, 20), (-1.0, 20), (50.0, 1)])
+@pytest.mark.parametrize(("width", "pixels"), [(0.0, 20), (-1.0, 20), (50.0, 1), (50.0, 20.5)])
 def test_a_source_of_no_size(width, pixels):
     recipe = load_recipe("roulette_sis")
     batch = recipe.sample(1, seed=4)
     with pytest.raises(InputError, match="a source needs a width above 0"):
         delens(recipe, batch.images, batch.params, width, pixels)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ({"x": torch.tensor([1.0, torch.nan])}, "x is not a finite number"),
+        ({"einstein_radius": torch.ones(1)}, "einstein_radius has shape"),
+        ({"y": None}, "parameters lack y"),
+    ],
+)
+def test_lenses_that_cannot_be_undone(spoil, said):
+    recipe = load_recipe("roulette_sis")
+    batch = recipe.sample(2, seed=4)
+    params = {name: value for name, value in (batch.params | spoil).items() if value is not None}
+    with pytest.raises(InputError, match=said):
+        delens(recipe, batch.images, params, 50.0, 20)

@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lenslib import records
+from lenslib import provenance, records
 from lenslib.errors import InputError
 from lenslib.records import Records, load_runs, run_folder, write_run
 
@@ -183,12 +184,33 @@ def test_a_key_without_a_record_says_so(write, tmp_path, key, message):
 def test_source_digest_follows_modules_and_recipes_alone(tmp_path):
     shutil.copy(records.__file__.replace("records.py", "provenance.py"), tmp_path)
     spec = importlib.util.spec_from_file_location("provenance_copy", tmp_path / "provenance.py")
-    provenance = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(provenance)
-    digests = [provenance.source_digest()]
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    digests = [copied.source_digest()]
     for name in ("notes.txt", "recipes/a.yaml", "models/b.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-        digests.append(provenance.source_digest())
+        digests.append(copied.source_digest())
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_commit_is_dirty_by_code_and_not_by_results(tmp_path, monkeypatch):
+    for name in ("lenslib", "results"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("before")
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "lenslib" / "provenance.py"))
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = provenance.git_commit()
+    assert len(clean) == 40
+    (tmp_path / "results" / "file").write_text("after")
+    assert provenance.git_commit() == clean
+    (tmp_path / "lenslib" / "file").write_text("after")
+    assert provenance.git_commit() == f"{clean}-dirty"

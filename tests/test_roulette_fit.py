@@ -7,8 +7,10 @@ from lenslib import load_recipe
 from lenslib.errors import InputError
 from lenslib.inference import refine
 from lenslib.information import fisher
+from lenslib.refine import TEMPLATE_SEED
 from lenslib.roulette_fit import RouletteTemplates, _explained, _Seen, refine_roulettes
 from lenslib.roulette_model import RouletteModel, _smooth
+from lenslib.roulettes import image_position
 from lenslib.targets import Targets
 
 # a scene a quarter of the thesis's in size
@@ -116,6 +118,40 @@ def test_an_estimate_that_leads_nowhere_is_followed_by_a_search():
     assert refine_roulettes(recipe, images, far, steps=20).good.sum() > alone.good.sum()
 
 
+def test_an_estimate_right_behind_the_lens_is_a_start_like_others():
+    recipe, images, truth = scenes(
+        "raytrace_sis", count=2, **{"instrument.lookup": "exact", "instrument.noise_sd": 5.0}
+    )
+    fit = refine(recipe, images, beside(recipe, truth) | {"x": torch.zeros(2), "y": torch.zeros(2)})
+    assert fit.covariance.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["roulette_sis", "matched_hst"])
+@pytest.mark.parametrize("seed", [0, 1, 2, 2**63 - 1])
+def test_no_truth_of_a_data_set_is_among_the_templates(name, seed):
+    recipe = load_recipe(name)
+    column = "x" if name == "roulette_sis" else "lens_theta_E"
+    drawn = recipe.draw(seed, 0), recipe.draw(TEMPLATE_SEED, 0)
+    one, other = (part[column] if name == "roulette_sis" else part[1][column] for part in drawn)
+    assert not set(one) & set(other)
+
+
+@pytest.mark.parametrize(("name", "times"), [("roulette_sis", 0.7), ("raytrace_sie", 1.3), ("roulette_pm", 1.4)])
+def test_another_einstein_radius_leaves_the_image_where_it_was(name, times):
+    recipe, _, truth = scenes(name, count=4)
+    model = RouletteModel(recipe)
+    before = model.pack(truth)
+    after = model.scaled(before, times * truth["einstein_radius"].float())
+
+    def place(numbers):
+        found = model.unpack(numbers)
+        nu = image_position(recipe.lens.profile, found | {"chi": truth["chi"].float()})
+        return nu[0] - found["centre_x"], nu[1] - found["centre_y"]
+
+    for one, other in zip(place(before), place(after), strict=True):
+        torch.testing.assert_close(one, other, atol=0.02, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["roulette_sis", "raytrace_sis"])
 def test_an_image_is_explained_at_the_truth_alone(name):
     recipe, images, truth = scenes(name, count=8)
@@ -151,6 +187,8 @@ def test_a_fit_that_does_not_converge_is_flagged():
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (lambda images: images.numpy(), "images are a ndarray: give a tensor"),
+        (lambda images: images.double(), "images are torch.float64: give them in single precision"),
         (lambda images: images[..., :-1], "images have shape"),
         (lambda images: images * 0, "image 0 has pixels that are all equal"),
         (lambda images: images * 0 + 9, "image 0 has pixels that are all equal"),
