@@ -118,13 +118,13 @@ class FitClassifier:
             mask = endless if mask is None else mask | endless
             noise = torch.where(endless, noise[~endless].median(), noise)
         channels, fit = fit_and_subtract(recipe, images, noise, starts, mask)
-        highest = channels[:, CHANNELS.index("significance")].flatten(1).amax(1).numpy()
+        significance = channels[:, CHANNELS.index("significance")].flatten(1)
         deviation = noise if isinstance(noise, Tensor) else noise_map(recipe, noise, fit.model)
-        extreme = channels[:, CHANNELS.index("significance")].flatten(1).abs().amax(1)
-        reasons = self._reasons(fit, (fit.model / deviation).square().flatten(1), extreme, mask)
+        shown, extreme = (fit.model / deviation).square().flatten(1), significance.abs().amax(1)
+        reasons = self._reasons(fit, shown, extreme, mask)
         probabilities = self.classifier.probabilities(channels, turns)
         probabilities[[bool(reason) for reason in reasons]] = np.nan
-        return Answers(probabilities, reasons, highest, fit)
+        return Answers(probabilities, reasons, significance.amax(1).numpy(), fit)
 
     def _reasons(self, fit: Fit, shown: Tensor, extreme: Tensor, mask: Tensor | None) -> tuple[str, ...]:
         """Why there is no answer, image by image, empty where there is one; of fits whose light stands out by `shown`

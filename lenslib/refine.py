@@ -27,8 +27,8 @@ _POSITIVE = (
     "lens_light_R_sersic",
     "lens_light_n_sersic",
 )
-# of a centred roulette: where a start does not say them, the light does
-_FOUND = ("centre_x", "centre_y")
+# the camera's place, of a centred roulette: where a start does not say it, the light does
+CENTRE = ("centre_x", "centre_y")
 GALAXY = ("R_sersic", "n_sersic", "amp")
 SHAPE = ("e1", "e2", "center_x", "center_y")
 # as fitted: outside, the simulator has no meaning or no precision
@@ -237,7 +237,7 @@ def packed(model, starts: Tensor | dict[str, Tensor], count: int) -> Tensor:
             )
         _refuse("has a start that is NaN or infinite", ~starts.isfinite())
         return starts
-    if lack := [name for name in model.names if name not in starts and name not in _FOUND]:
+    if lack := [name for name in model.names if name not in starts and name not in CENTRE]:
         raise InputError(f"starts lack {', '.join(lack)}: give every parameter of the lens and its source")
     given = {name: torch.as_tensor(starts[name]) for name in model.names if name in starts}
     for name, value in given.items():

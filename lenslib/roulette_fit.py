@@ -18,6 +18,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
 
 from lenslib.refine import (
+    CENTRE,
     SLOTS,
     TEMPLATE_SEED,
     Fit,
@@ -48,8 +49,9 @@ _PLACES, _DECIDED = 16, 25.0
 # grey levels that rounding may move a pixel, and the share of lit pixels that may be off by more in a fit that explains
 # its image
 _ROUNDED, _OFF = 0.6, 0.005
-# Einstein radii from which a search begins, the share on either side of the best that is searched again, steps of each
-# smooth fit, and how often a search moves on to a neighbour
+# Einstein radii, or places along a fit's longest error, from which a search begins; the share on either side of the
+# best radius that is searched again, deviations to either end of that error, steps of each smooth fit, and how often a
+# search moves on to a neighbour
 _STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
@@ -112,7 +114,7 @@ class _Seen:
 
     def held(self) -> "_Seen":
         """With the camera's place held."""
-        return replace(self, model=self.model.freeze("centre_x", "centre_y"))
+        return replace(self, model=self.model.freeze(*CENTRE))
 
     @property
     def lit(self) -> Tensor:

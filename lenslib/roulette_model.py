@@ -11,7 +11,7 @@ from torch import Tensor
 from lenslib import roulettes
 from lenslib.compilation import compiled
 from lenslib.errors import InputError
-from lenslib.refine import SLOTS
+from lenslib.refine import CENTRE, SLOTS
 from lenslib.roulette_images import axes, light
 from lenslib.roulette_recipe import RouletteRecipe, missing
 
@@ -23,8 +23,6 @@ _SHIFTS = {"exact": (0.0, 0.0), "round": (0.0, 0.0), "floor": (-0.5, 0.5)}
 _MANY_TERMS = 16
 # pixels (or degrees) in a unit of the fitted numbers, so that all are known to about as many digits
 UNIT = 40.0
-# the camera's place
-_CENTRE = ("centre_x", "centre_y")
 # images at a time, where there are not `SLOTS` of them
 _FEW = 4
 
@@ -50,7 +48,7 @@ class RouletteModel:
             )
         self.compiled, self.recipe, self.chi = compiled, recipe, float(recipe.sampling.chi[0])
         lens = ("axis_ratio", "orientation") if recipe.lens.profile == "sie" else ()
-        places = _CENTRE if recipe.instrument.centring != "none" else ()
+        places = CENTRE if recipe.instrument.centring != "none" else ()
         self.lens_names = ("x", "y", "einstein_radius", *lens, *places)
         self.numbers_names = (*self.lens_names, "size", "g1", "g2")
         self.names = (*self.lens_names, "sigma1", "sigma2", "theta")
@@ -82,7 +80,7 @@ class RouletteModel:
     def scaled(self, numbers: Tensor, einstein_radius: Tensor) -> Tensor:
         """Numbers [n, k] with another Einstein radius [n] and the source as many times farther: what is seen stays as
         large, as stretched, and amid the camera, and is bent otherwise."""
-        x, y, radius, *places = (self.lens_names.index(name) for name in ("x", "y", "einstein_radius", *_CENTRE))
+        x, y, radius, *places = (self.lens_names.index(name) for name in ("x", "y", "einstein_radius", *CENTRE))
         given, numbers = _lens(self.lens_names, numbers), numbers.clone()
         times = einstein_radius / given["einstein_radius"]
         nu = torch.stack(
@@ -94,7 +92,7 @@ class RouletteModel:
 
     def pack(self, params: dict[str, Tensor]) -> Tensor:
         """Fitted numbers [n, k]; where the camera's place is not among `params`, it is where the light's centre is."""
-        missing(params, tuple(name for name in self.names if not name.startswith("centre_")))
+        missing(params, tuple(name for name in self.names if name not in CENTRE))
         given = {name: value.float() for name, value in params.items()}
         one, two = given["sigma1"].clamp(min=1).log(), given["sigma2"].clamp(min=1).log()
         twice = torch.deg2rad(2 * given["theta"])
