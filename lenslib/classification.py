@@ -1,5 +1,6 @@
 """One classification run, step by step: what the training notebook shows and `lenslib train` does in one go."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -74,12 +75,14 @@ def train_classifier(
     train_count: int | None = None,
     crop: int | None = None,
     folder: str | Path | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
 ) -> Trained:
     """Train a registered model on the first `train_count` images; the last tenth of these chooses the epoch.
 
     Trained on a stream, it sees `count` new images an epoch, and the epoch is chosen by images of another seed, a tenth
     as many (at least 300).
-    The network sees the central `crop` pixels (all, if None) resampled to `image_size`. `folder`: see `train`.
+    The network sees the central `crop` pixels (all, if None) resampled to `image_size`. For `folder` and `report`, see
+    `train`.
     """
     torch.manual_seed(settings.seed)
     info = model_info(model)
@@ -98,7 +101,7 @@ def train_classifier(
         training = data.prepared(image_size, slice(0, count - held_out), crop)
         validation = data.prepared(image_size, slice(count - held_out, count), crop)
     facts = info.channels_last, info.precision
-    return train(network, training, validation, settings, macro_auc, device, *facts, folder)
+    return train(network, training, validation, settings, macro_auc, device, *facts, folder, report)
 
 
 def _check_labels(data: DataSet, count: int) -> None:

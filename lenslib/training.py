@@ -227,6 +227,7 @@ def train(
     channels_last: bool = False,
     precision: str = "32-true",
     folder: str | Path | None = None,
+    report: Callable[[dict[str, float]], None] | None = None,
 ) -> Trained:
     """Train on (images [n, c, h, w], labels [n] or numbers [n, k]) and keep the epoch with the best validation score.
 
@@ -234,7 +235,7 @@ def train(
     `task` says what is learned; a function `score(labels, probabilities)`, larger for better, stands for `Classes` with
     that score and the settings' label smoothing. `precision` holds where the settings say "auto" on a processor.
     In `folder`, history.csv grows by a line an epoch, and a run that was killed goes on from its last checkpoint, to
-    the same weights.
+    the same weights. `report` is given each line as well, and ends the training by raising an error.
     Raises InputError for images and labels that do not match, and for a batch that does not fit into memory;
     FloatingPointError, naming the batch, for a loss that is not finite.
     """
@@ -251,14 +252,14 @@ def train(
         run = _Run(model, len(data), settings, task, fabric)
         if (kept := keeper.load()) is not None:
             run.load_state_dict(kept)
-        _fit(run, data, validation, keeper)
+        _fit(run, data, validation, keeper, report)
     model.train().load_state_dict(run.best_state)
     seconds = run.history[-1]["seconds"]
     rate = len(run.history) * len(data) / seconds
     return Trained(model.cpu().eval(), run.history, seconds, rate, str(fabric.device), run.best)
 
 
-def _fit(run: _Run, data: TrainingImages, validation: tuple[Tensor, Tensor], keeper: Keeper) -> None:
+def _fit(run: _Run, data: TrainingImages, validation: tuple[Tensor, Tensor], keeper: Keeper, report) -> None:
     """All epochs that are left."""
     settings, done = run.settings, len(run.history)
     start = time.perf_counter() - (run.history[-1]["seconds"] if done else 0.0)
@@ -271,6 +272,8 @@ def _fit(run: _Run, data: TrainingImages, validation: tuple[Tensor, Tensor], kee
             keeper.show(run.history)
             if settings.checkpoint and (run.over or len(run.history) % settings.checkpoint == 0):
                 keeper.save(run.state_dict())
+            if report is not None:
+                report(run.history[-1])
 
 
 def _start(model: nn.Module, training, validation: tuple[Tensor, Tensor], settings: Settings, fabric) -> str:
