@@ -1,10 +1,11 @@
-"""Images turned, mirrored and shifted as they are shown to a network, on the device where they lie."""
+"""Images turned, mirrored, shifted and distorted as they are shown to a network, on the device where they lie."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from lenslib.errors import InputError
 
@@ -50,3 +51,58 @@ def shift_images(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
     each = torch.arange(count, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[:, None, None]
     return wider[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def warp_images(images: Tensor, maps: Tensor) -> Tensor:
+    """Images [n, c, h, w], each seen through its own projective map [n, 3, 3], which says where a place (x, y, 1), from
+    -1 to 1 across the image, is taken from. Between pixels, light is interpolated; beyond the border, mirrored."""
+    identity = torch.eye(2, 3, device=images.device, dtype=images.dtype)
+    grid = affine_grid(identity.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    ones = torch.ones_like(grid[..., :1])
+    taken = torch.einsum("nij,nhwj->nhwi", maps.to(images), torch.cat([grid, ones], -1))
+    return grid_sample(images, taken[..., :2] / taken[..., 2:], padding_mode="reflection", align_corners=False)
+
+
+def _turns(angles: Tensor) -> Tensor:
+    cos, sin, zero, one = angles.cos(), angles.sin(), torch.zeros_like(angles), torch.ones_like(angles)
+    return torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).view(-1, 3, 3)
+
+
+def _rotated(images: Tensor, evenly: Callable) -> Tensor:
+    return warp_images(images, _turns(evenly(math.pi)))
+
+
+def _affine(images: Tensor, evenly: Callable) -> Tensor:
+    maps = _turns(evenly(math.radians(10)))
+    shear = torch.eye(3).repeat(len(images), 1, 1)
+    shear[:, 0, 1] = torch.tan(evenly(math.radians(10)))
+    shear[:, :2] *= 1 + evenly(0.1)[:, None, None]
+    return warp_images(images, maps @ shear)
+
+
+def _perspective(images: Tensor, evenly: Callable) -> Tensor:
+    maps = torch.eye(3).repeat(len(images), 1, 1)
+    maps[:, 2, 0], maps[:, 2, 1] = evenly(0.2), evenly(0.2)
+    return warp_images(images, maps)
+
+
+def _contrast(images: Tensor, evenly: Callable) -> Tensor:
+    factor, offset = 1 + evenly(0.2), evenly(0.2)
+    return images * factor.to(images)[:, None, None, None] + offset.to(images)[:, None, None, None]
+
+
+# what photographs are distorted by: "rotate" by any angle; "affine", turned and sheared by 10 degrees and larger or
+# smaller by a tenth at most; "perspective", one side nearer by a fifth at most; "contrast", which is all that colour is
+# in one band, and brightness, by a fifth at most
+DISTORTIONS = {
+    "none": lambda images, evenly: images,
+    "rotate": _rotated,
+    "affine": _affine,
+    "perspective": _perspective,
+    "contrast": _contrast,
+}
+
+
+def distort_images(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Each of the images [n, c, h, w] distorted by its own draw of one of the `DISTORTIONS`."""
+    return DISTORTIONS[kind](images, lambda most: most * (2 * torch.rand(len(images), generator=generator) - 1))

@@ -59,6 +59,8 @@ def check_settings(targets: Targets, settings: Settings) -> None:
         raise InputError("raw targets do not turn with the image: set augment to none")
     if settings.shift:
         raise InputError("targets do not move with the image: set shift to 0")
+    if settings.distort != "none":
+        raise InputError("targets are not distorted with the image: set distort to none")
 
 
 def train_regressor(

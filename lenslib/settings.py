@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import l1_loss, mse_loss, smooth_l1_loss
 
-from lenslib.augmentation import AUGMENTATIONS
+from lenslib.augmentation import AUGMENTATIONS, DISTORTIONS
 from lenslib.errors import InputError
 
 # as lightning Fabric names them
@@ -25,9 +25,10 @@ class Settings:
     to zero, "step" to a tenth halfway through the run, "constant" stays. `clip_norm` bounds the norm of the gradient
     (0: no bound). `loss` is that of numbers ("mae", "mse" or "huber", in units of the scaled targets); classes are
     always judged by cross entropy.
-    `augment` and then `shift`, by as many pixels at most each way, change the images as they are shown. `dropout`
-    leaves out a share of what the last layer sees, beside what the model drops itself. `patience` ends the run after so
-    many epochs without a better validation score (0: never).
+    `augment`, then `shift`, by as many pixels at most each way, and `distort` ("none", "rotate", "affine",
+    "perspective" or "contrast", see `lenslib.augmentation`) change the images as they are shown. `dropout` leaves out a
+    share of what the last layer sees, beside what the model drops itself. `patience` ends the run after so many epochs
+    without a better validation score (0: never).
     `weights` is what training starts from: "" (random numbers), "imagenet", a .safetensors file, or the folder of an
     earlier run; of a `frozen` network the last layer alone is trained. `checkpoint` is how many epochs lie between two
     checkpoints in the run's folder (0: none is kept). `compile` lets torch compile the network first, which takes a
@@ -48,6 +49,7 @@ class Settings:
     loss: str = "mae"
     augment: str = "d4"
     shift: int = 0
+    distort: str = "none"
     patience: int = 0
     weights: str = ""
     frozen: bool = False
@@ -79,6 +81,7 @@ class Settings:
         for name, choices in (
             ("precision", PRECISIONS),
             ("augment", AUGMENTATIONS),
+            ("distort", DISTORTIONS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("loss", LOSSES),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds, shift_images
+from lenslib.augmentation import AUGMENTATIONS, augmented, distort_images, draw_kinds, shift_images
 from lenslib.checkpoints import Keeper, start_digest
 from lenslib.compilation import compiled
 from lenslib.errors import InputError
@@ -172,7 +172,9 @@ class _Run:
         """The images as the network is to see them this time, and what it is to say."""
         drawn = draw_kinds(len(images), AUGMENTATIONS[self.settings.augment], self.generator)
         images, labels = augmented(images, drawn), augmented(labels, drawn, self.task.turned)
-        return shift_images(images, self.settings.shift, self.generator) if self.settings.shift else images, labels
+        if self.settings.shift:
+            images = shift_images(images, self.settings.shift, self.generator)
+        return distort_images(images, self.settings.distort, self.generator), labels
 
     def _step(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:
         """Move the weights by a batch; its loss. InputError that says which batch fits, where memory is too small."""
