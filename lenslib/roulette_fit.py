@@ -31,7 +31,7 @@ from lenslib.refine import (
     packed,
     take_over,
 )
-from lenslib.roulette_model import UNIFORM, UNIT, RouletteModel, nearest_place
+from lenslib.roulette_model import FINE, UNIFORM, UNIT, RouletteModel, nearest_place
 from lenslib.roulette_recipe import RouletteRecipe
 
 # shares of the bitmap's noise that are left, step by step
@@ -53,6 +53,8 @@ _ROUNDED, _OFF = 0.6, 0.005
 # best radius that is searched again, deviations to either end of that error, steps of each smooth fit, and how often a
 # search moves on to a neighbour
 _STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
+# lenses whose jumps are drawn, and how often, each time as far about the fit as the last time told
+_DRAWS, _ROUNDS = 16, 2
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
 # pixels a side of a template, and how many are searched where an estimate led to no good fit
@@ -76,7 +78,10 @@ def refine_roulettes(
     """
     check_images(recipe, images)
     whole = RouletteModel(recipe, compiled=len(images) >= _WORTH_COMPILING)
-    fit = _fits(whole, images, packed(whole, starts, len(images)), steps, progress)
+    numbers = packed(whole, starts, len(images))
+    if isinstance(starts, dict) and "centre_x" in whole.lens_names and "centre_x" not in starts:
+        numbers = _met(whole, images, numbers)
+    fit = _fits(whole, images, numbers, steps, progress)
     rest = (~fit.good).nonzero()[:, 0]
     if isinstance(starts, dict) and len(rest):
         searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest])
@@ -87,6 +92,16 @@ def refine_roulettes(
             if not len(rest):
                 break
     return fit
+
+
+def _met(whole: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers [n, 1, k] with the camera where light has its centre in the images. What was centred is light and noise,
+    which is cut off at zero and so shines everywhere."""
+    seen = images.flatten(1) * (images.flatten(1) > 3 * whole.recipe.instrument.noise_sd)
+    beside = torch.stack([seen @ whole.x, seen @ whole.y], 1) / seen.sum(1, keepdim=True)
+    numbers = whole.centred(numbers[:, 0], FINE)
+    numbers[:, [whole.lens_names.index(name) for name in CENTRE]] -= beside / UNIT
+    return numbers[:, None]
 
 
 def _fits(whole: RouletteModel, images: Tensor, starts: Tensor, steps: int, progress: bool) -> Fit:
@@ -153,10 +168,38 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
     noise = _noise(every, numbers).view_as(images)
     drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
     fine = conclude(whole, images, noise, numbers, _curvature(full, numbers), found.converged, found.steps, drawn)
-    # noise hides which pixel of the bitmap was read; a picture that was turned has none
-    if camera.noise_sd or camera.lookup == "turned":
+    # a picture that was turned was read from no bitmap
+    if camera.lookup == "turned":
         return fine
+    if camera.noise_sd:  # which hides what pixel of the bitmap was read
+        return fine if camera.lookup == "exact" else replace(fine, covariance=_with_jumps(full, numbers))
     return _through_the_bitmap(every, full, few, numbers, fine)
+
+
+def _with_jumps(seen: _Seen, numbers: Tensor) -> Tensor:
+    """Covariances [n, k, k] of smooth fits to images read from a bitmap, whose jumps agree over many pixels: from how
+    far those of lenses like the fitted one, drawn from the covariance so far, lead a fit astray."""
+    draw, found = torch.Generator().manual_seed(0), []
+    for i, here in enumerate(numbers.split(1)):
+        one, many = (seen.model.rows(torch.full((count,), i)) for count in (1, _DRAWS))
+        _, variance, scatter, slopes = one.with_noise(here)
+        weighted = slopes / (variance + scatter)[:, None]
+        covariance = inverse(weighted @ slopes.mT)[0]
+        gain = covariance @ weighted[0].double()
+        noise = (gain * variance[0]) @ gain.T
+        for _ in range(_ROUNDS):
+            values, vectors = torch.linalg.eigh(covariance)
+            away = torch.randn(_DRAWS, len(values), generator=draw, dtype=torch.float64) * values.clamp(min=0).sqrt()
+            drawn = seen.model.bounded(here + (away @ vectors.T).float())
+            if "centre_x" in seen.model.lens_names:
+                drawn = nearest_place(seen.model, drawn)
+            shown, variance, scatter, slopes = many.with_noise(drawn)
+            weighted, jumps = slopes / (variance + scatter)[:, None], many.bitmap(drawn) - shown
+            astray = (inverse(weighted @ slopes.mT) @ (weighted @ jumps[..., None]).double())[..., 0]
+            covariance = noise + astray.T @ astray / _DRAWS
+        units = seen.model.units(here)[0].double()
+        found.append(units @ covariance @ units.T)
+    return torch.stack(found).float()
 
 
 def _first_noise(seen: _Seen, numbers: Tensor) -> Tensor:

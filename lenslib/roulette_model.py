@@ -23,6 +23,8 @@ _SHIFTS = {"exact": (0.0, 0.0), "round": (0.0, 0.0), "floor": (-0.5, 0.5)}
 _MANY_TERMS = 16
 # pixels (or degrees) in a unit of the fitted numbers, so that all are known to about as many digits
 UNIT = 40.0
+# pixels a side of the image that tells where the light's centre is: of many scenes, and of one that is fitted
+COARSE, FINE = 40, 200
 # images at a time, where there are not `SLOTS` of them
 _FEW = 4
 
@@ -172,20 +174,21 @@ class RouletteModel:
     def _exact_plan(self):
         return self.recipe, self.lens_names, self.chi
 
-    def centred(self, numbers: Tensor) -> Tensor:
-        """The numbers with the camera at the centre of light, by a coarse image of the whole."""
+    def centred(self, numbers: Tensor, side: int = COARSE) -> Tensor:
+        """The numbers with the camera at the centre of light, by an image of the whole, `side` pixels wide."""
         places = [self.lens_names.index(name) for name in ("centre_x", "centre_y")]
         params = self.unpack(numbers) | {"chi": torch.tensor(self.chi)}
         nu = torch.stack(roulettes.image_position(self.recipe.lens.profile, params), 1)
         source, b = torch.hypot(params["x"], params["y"]), roulettes.ring_radius(params)
         # an image is stretched most along the ring; one that is not masked can lie on the lens's other side
         reach = 4 * params["sigma1"] * (1 + b / source) + (0 if self.recipe.instrument.masked else 2 * b)
-        unit = torch.linspace(-1, 1, 40)
+        unit = torch.linspace(-1, 1, side)
         x, y = (reach[:, None] * part.flatten() for part in torch.meshgrid(unit, unit, indexing="xy"))
         numbers = numbers.clone()
         numbers[:, places] = nu / UNIT
-        for rows in torch.arange(len(numbers)).split(64):
-            shown = _smooth(self._plan, numbers[rows], x[rows], y[rows])[0] + 1e-9
+        for rows in torch.arange(len(numbers)).split(max(1, 100_000 // side**2)):
+            # noise that is cut off at zero would shine everywhere
+            shown = _smooth((*self._plan[:-1], 0.0), numbers[rows], x[rows], y[rows])[0] + 1e-9
             shift = torch.stack([(shown * x[rows]).sum(1), (shown * y[rows]).sum(1)], 1) / shown.sum(1, keepdim=True)
             numbers[rows[:, None], torch.tensor(places)] += shift / UNIT
         return nearest_place(self, numbers)
