@@ -57,8 +57,8 @@ _STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
 _DRAWS, _ROUNDS = 16, 2
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
-# pixels a side of a template, and how many are searched where an estimate led to no good fit
-_TEMPLATE, _SEARCHED = 50, 2048
+# pixels a side of a template; where an estimate led to no good fit, how many are searched, and the best tried
+_TEMPLATE, _SEARCHED, _TRIED = 50, 2048, 4
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def refine_roulettes(
     fit = _fits(whole, images, numbers, steps, progress)
     rest = (~fit.good).nonzero()[:, 0]
     if isinstance(starts, dict) and len(rest):
-        searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest])
+        searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest], _TRIED)
         for k in range(searched.shape[1]):
             found = _fits(whole, images[rest], searched[:, k : k + 1], steps, progress)
             fit = take_over(fit, found, rest)
@@ -439,7 +439,7 @@ class RouletteTemplates:
         self.images = torch.cat([self.model.images_at(rows, x, y) for rows in self.numbers.split(64)])
         self.squares = self.images.square().sum(1)
 
-    def starts(self, images: Tensor, count: int = 4) -> Tensor:
+    def starts(self, images: Tensor, count: int = 8) -> Tensor:
         """The fitted numbers [n, count, k] of the templates least different from each image [n, 1, h, w]."""
         small = interpolate(images, (_TEMPLATE, _TEMPLATE), mode="area").flatten(1)
         return self.numbers[(self.squares - 2 * small @ self.images.T).topk(count, largest=False).indices]
