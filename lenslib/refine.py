@@ -247,16 +247,16 @@ def packed(model, starts: Tensor | dict[str, Tensor], count: int) -> Tensor:
     return model.pack(given)[:, None]
 
 
-def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit]) -> Fit:
-    """The best fits of those that `fit(rows, starts)` finds: from each of the starts [n, s, k] in turn, for the images
-    whose fits are not yet good."""
-    best, rest = None, torch.arange(len(starts))
+def best_of(starts: Tensor, fit: Callable[[Tensor, Tensor], Fit], best: Fit | None = None) -> Fit:
+    """The best fits, of `best` and those that `fit(rows, starts)` finds: from each of the starts [n, s, k] in turn, for
+    the images whose fits are not yet good."""
+    rest = torch.arange(len(starts)) if best is None else (~best.good).nonzero()[:, 0]
     for k in range(starts.shape[1]):
+        if not len(rest):
+            break
         found = fit(rest, starts[rest, k])
         best = found if best is None else _better(best, found, rest)
         rest = (~best.good).nonzero()[:, 0]
-        if not len(rest):
-            break
     return best
 
 

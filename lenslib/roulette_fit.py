@@ -11,6 +11,7 @@ left over is a pixel that still reads its neighbour, and tells more than any smo
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -78,20 +79,20 @@ def refine_roulettes(
     """
     check_images(recipe, images)
     whole = RouletteModel(recipe, compiled=len(images) >= _WORTH_COMPILING)
-    numbers = packed(whole, starts, len(images))
-    if isinstance(starts, dict) and "centre_x" in whole.lens_names and "centre_x" not in starts:
-        numbers = _met(whole, images, numbers)
-    fit = _fits(whole, images, numbers, steps, progress)
-    rest = (~fit.good).nonzero()[:, 0]
-    if isinstance(starts, dict) and len(rest):
-        searched = RouletteTemplates(recipe, _SEARCHED).starts(images[rest], _TRIED)
-        for k in range(searched.shape[1]):
-            found = _fits(whole, images[rest], searched[:, k : k + 1], steps, progress)
-            fit = take_over(fit, found, rest)
-            rest, searched = rest[~found.good], searched[~found.good]
-            if not len(rest):
-                break
-    return fit
+    numbers, search = packed(whole, starts, len(images)), None
+    if isinstance(starts, dict):
+        search = cache(lambda: RouletteTemplates(recipe, _SEARCHED))
+        if "centre_x" in whole.lens_names and "centre_x" not in starts:
+            numbers = _met(whole, images, numbers)
+    order = torch.cat([_worth(recipe, part) for part in images.split(SLOTS)])
+    lit = (order < 1).sum(1)
+    # images with about as much light go together
+    groups, parts = (lit / _ENOUGH).log2().ceil().clamp(min=0), []
+    for group in groups.unique():
+        rows = (groups == group).nonzero()[:, 0]
+        few, full = (_seen(whole, images[rows], order[rows], most) for most in (_ENOUGH, int(lit[rows].max())))
+        parts.append((rows, _fit(whole, full, few, images[rows], numbers[rows], search, steps, progress)))
+    return joined([fit for _, fit in parts], torch.cat([rows for rows, _ in parts]).argsort())
 
 
 def _met(whole: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
@@ -102,19 +103,6 @@ def _met(whole: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
     numbers = whole.centred(numbers[:, 0], FINE)
     numbers[:, [whole.lens_names.index(name) for name in CENTRE]] -= beside / UNIT
     return numbers[:, None]
-
-
-def _fits(whole: RouletteModel, images: Tensor, starts: Tensor, steps: int, progress: bool) -> Fit:
-    recipe = whole.recipe
-    order = torch.cat([_worth(recipe, part) for part in images.split(SLOTS)])
-    lit = (order < 1).sum(1)
-    # images with about as much light go together
-    groups, parts = (lit / _ENOUGH).log2().ceil().clamp(min=0), []
-    for group in groups.unique():
-        rows = (groups == group).nonzero()[:, 0]
-        few, full = (_seen(whole, images[rows], order[rows], most) for most in (_ENOUGH, int(lit[rows].max())))
-        parts.append((rows, _fit(whole, full, few, images[rows], starts[rows], steps, progress)))
-    return joined([fit for _, fit in parts], torch.cat([rows for rows, _ in parts]).argsort())
 
 
 @dataclass(frozen=True)
@@ -151,7 +139,7 @@ def _seen(model: RouletteModel, images: Tensor, order: Tensor, most: int) -> _Se
     return _Seen(model.at(pixels), images.flatten(1).gather(1, pixels))
 
 
-def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: Tensor, steps: int, progress) -> Fit:
+def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: Tensor, search, steps, progress) -> Fit:
     def smooth(rows, start):
         part = few.rows(rows)
         guess = fit_all(part.model, part.data, _first_noise(part, start), start, steps, progress)
@@ -159,6 +147,8 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
         return fit_all(part.model, part.data, _noise(part, numbers), numbers, steps, progress)
 
     found = best_of(starts, smooth)
+    if search is not None and not found.good.all():
+        found = best_of(search().starts(images, _TRIED), smooth, found)
     numbers, every, camera = whole.pack(found.params), _Seen(whole, images.flatten(1)), whole.recipe.instrument
     if camera.noise_sd:
         # noise is beaten down by numbers: all lit pixels have their say
