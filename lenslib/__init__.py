@@ -7,7 +7,11 @@ network = lenslib.create_model("small_cnn", num_outputs=3, image_size=75)
 
 from importlib import import_module
 
+from lenslib.allocation import keep_freed_memory
+
 __version__ = "0.1.0"
+
+keep_freed_memory()
 
 _HOMES = {
     "load_recipe": "recipe",
