@@ -1,11 +1,13 @@
 """How this process asks its operating system for memory."""
 
 import ctypes
+import os
 import sys
 
-# as glibc's malloc.h names them: free memory at the end of the heap to keep, and the size of what is never kept
+# as glibc's malloc.h names them: free memory at the end of the heap to keep, and the size of what is never kept; before
+# glibc 2.35 that could be 32 MB at most
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT, _NEVER_KEPT = 2**31 - 1, 2**28
+_KEPT, _NEVER_KEPT, _NEVER_KEPT_BEFORE = 2**31 - 1, 2**28, 2**25
 
 
 def keep_freed_memory() -> None:
@@ -15,6 +17,8 @@ def keep_freed_memory() -> None:
     time, every page is cleared by the kernel before it is used again, which takes up to two thirds of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _NEVER_KEPT)
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):  # the user's own choice
+        return
+    # the second alone would fix the first where it is by default, at 128 kB
+    if mallopt(_M_MMAP_THRESHOLD, _NEVER_KEPT) or mallopt(_M_MMAP_THRESHOLD, _NEVER_KEPT_BEFORE):
         mallopt(_M_TRIM_THRESHOLD, _KEPT)

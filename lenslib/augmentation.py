@@ -92,8 +92,8 @@ def _contrast(images: Tensor, evenly: Callable) -> Tensor:
 
 
 # what photographs are distorted by: "rotate" by any angle; "affine", turned and sheared by 10 degrees and larger or
-# smaller by a tenth at most; "perspective", one side nearer by a fifth at most; "contrast", which is all that colour is
-# in one band, and brightness, by a fifth at most
+# smaller by a tenth at most; "perspective", each side nearer or farther by a fifth at most; "contrast", which is all
+# that colour is in one band, by a fifth, and brightness, by a fifth of an image's deviation
 DISTORTIONS = {
     "none": lambda images, evenly: images,
     "rotate": _rotated,

@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify = command("verify", _verify, "check every byte of a data-set folder")
     verify.add_argument("folder", type=Path)
-    status = command("status", _status, "what ran under a results folder")
+    status = command("status", _status, "what ran, what is at work, what failed and what remains")
     status.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    status.add_argument("--logs", type=Path, default=Path("logs"), help="where runs that are not over leave their logs")
+    status.add_argument("--plan", type=Path, metavar="YAML", help="a profile of workflow/: names what has not begun")
     status.add_argument("--json", action="store_true")
     bench.add_parser(commands, _device)
     notebooks.add_parser(commands)
@@ -278,22 +280,12 @@ def _verify(options) -> None:
 
 
 def _status(options) -> None:
-    from lenslib.records import load_runs
+    from lenslib.status import overview, rows, summary
 
-    if not options.results.is_dir():
-        raise InputError(f"no results folder '{options.results}': `make book` or `lenslib train` makes one")
-    rows = []
-    for run in load_runs(options.results):
-        auc = run.metrics.get("macro_auc")
-        rows.append(
-            {
-                "run": str(run.folder.relative_to(options.results)),
-                "started": run.started,
-                "device": run.device,
-                "macro_auc": auc["value"] if auc else "",
-            }
-        )
-    print_table(rows, options.json)
+    found = overview(options.results, options.logs, options.plan)
+    print_table(rows(found), options.json)
+    if not options.json:
+        print(summary(found))
 
 
 if __name__ == "__main__":

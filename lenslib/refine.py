@@ -52,7 +52,8 @@ class Fit:
     """Smooth lenses fitted to n images.
 
     params: name to [n], as in `Batch.params`. covariance: [n, k, k] of the parameters in `names`, from the curvature of
-    chi-square. chi_square: [n], to be held against `freedom`, the pixels that count less k. converged: bool [n].
+    chi-square (and, of noisy roulettes, from the jumps of the bitmap). chi_square: [n], to be held against `freedom`,
+    the pixels that count less k. converged: bool [n].
     model, residual: [n, c, h, w], the image of the fit, and (image - model) / noise.
     """
 

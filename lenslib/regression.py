@@ -26,6 +26,8 @@ TASKS = {
     "axion_mass": "axion_mass",
     "mass_fraction": "mass_fraction",
 }
+# settings of classes, and of images with which numbers do not move
+_UNUSED = ("label_smoothing", "shift", "distort")
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,7 @@ def record_regression(
         recipe=name,
         model=model,
         seed=settings.seed,
-        # label smoothing is of classes, and numbers do not move with an image
-        parameters={key: value for key, value in asdict(settings).items() if key not in ("label_smoothing", "shift")}
+        parameters={key: value for key, value in asdict(settings).items() if key not in _UNUSED}
         | {
             "image_size": image_size,
             "crop": crop or test.images.shape[-1],

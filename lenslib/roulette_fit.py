@@ -54,7 +54,7 @@ _ROUNDED, _OFF = 0.6, 0.005
 # best radius that is searched again, deviations to either end of that error, steps of each smooth fit, and how often a
 # search moves on to a neighbour
 _STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
-# lenses whose jumps are drawn, and how often, each time as far about the fit as the last time told
+# lenses whose jumps are drawn, at most `SLOTS`, and how often, each time as far about the fit as the last time told
 _DRAWS, _ROUNDS = 16, 2
 # images from which on the half minute is worth it that compiling takes
 _WORTH_COMPILING = 48
@@ -69,10 +69,11 @@ def refine_roulettes(
     """Fit lens and source to images [n, 1, h, w] in grey levels, as the recipe's camera writes them.
 
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k]
-    (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit; where an estimate
-    did not, a search begins. Where the camera was moved by whole pixels and an image without noise tells by how many,
-    they are taken as known. Fits that explain the image through the bitmap have the deviations of rounding alone, the
-    others those of the bitmap as well.
+    (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit of light read
+    exactly; where an estimate did not, a search begins. Where the camera was moved by whole pixels and an image without
+    noise tells by how many, they are taken as known. Fits that explain the image through the bitmap have the deviations
+    of rounding alone. Those of noisy images, which hide the bitmap, hold its jumps as well; those of other images, and
+    of images turned after they were read, take its jumps for independent: too narrow where a lens hardly bends.
     A fit that has not converged is flagged, not hidden.
     Raises InputError for images that are not finite, of one brightness, or not of the recipe's size, for starts that do
     not fit the images, and recipes that vary chi.
@@ -96,10 +97,10 @@ def refine_roulettes(
 
 
 def _met(whole: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
-    """Numbers [n, 1, k] with the camera where light has its centre in the images. What was centred is light and noise,
-    which is cut off at zero and so shines everywhere."""
+    """Numbers [n, 1, k] with the camera where light has its centre in the images: beside theirs, where a part of the
+    light fell out of the frame. Of images in which no light stands above the noise, in the middle."""
     seen = images.flatten(1) * (images.flatten(1) > 3 * whole.recipe.instrument.noise_sd)
-    beside = torch.stack([seen @ whole.x, seen @ whole.y], 1) / seen.sum(1, keepdim=True)
+    beside = torch.stack([seen @ whole.x, seen @ whole.y], 1) / seen.sum(1, keepdim=True).clamp(min=1e-30)
     numbers = whole.centred(numbers[:, 0], FINE)
     numbers[:, [whole.lens_names.index(name) for name in CENTRE]] -= beside / UNIT
     return numbers[:, None]
@@ -158,7 +159,7 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
     noise = _noise(every, numbers).view_as(images)
     drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
     fine = conclude(whole, images, noise, numbers, _curvature(full, numbers), found.converged, found.steps, drawn)
-    # a picture that was turned was read from no bitmap
+    # a picture that was turned after it was read has lost the bitmap's pixels
     if camera.lookup == "turned":
         return fine
     if camera.noise_sd:  # which hides what pixel of the bitmap was read
@@ -168,9 +169,11 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
 
 def _with_jumps(seen: _Seen, numbers: Tensor) -> Tensor:
     """Covariances [n, k, k] of smooth fits to images read from a bitmap, whose jumps agree over many pixels: from how
-    far those of lenses like the fitted one, drawn from the covariance so far, lead a fit astray."""
-    draw, found = torch.Generator().manual_seed(0), []
+    far those of lenses like the fitted one, drawn from the covariance so far, lead a fit astray. So few draws tell a
+    deviation to a fifth."""
+    found = []
     for i, here in enumerate(numbers.split(1)):
+        draw = torch.Generator().manual_seed(0)
         one, many = (seen.model.rows(torch.full((count,), i)) for count in (1, _DRAWS))
         _, variance, scatter, slopes = one.with_noise(here)
         weighted = slopes / (variance + scatter)[:, None]

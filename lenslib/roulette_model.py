@@ -183,13 +183,14 @@ class RouletteModel:
         # an image is stretched most along the ring; one that is not masked can lie on the lens's other side
         reach = 4 * params["sigma1"] * (1 + b / source) + (0 if self.recipe.instrument.masked else 2 * b)
         unit = torch.linspace(-1, 1, side)
-        x, y = (reach[:, None] * part.flatten() for part in torch.meshgrid(unit, unit, indexing="xy"))
+        grid = [part.flatten() for part in torch.meshgrid(unit, unit, indexing="xy")]
         numbers = numbers.clone()
         numbers[:, places] = nu / UNIT
         for rows in torch.arange(len(numbers)).split(max(1, 100_000 // side**2)):
+            x, y = (reach[rows, None] * part for part in grid)
             # noise that is cut off at zero would shine everywhere
-            shown = _smooth((*self._plan[:-1], 0.0), numbers[rows], x[rows], y[rows])[0] + 1e-9
-            shift = torch.stack([(shown * x[rows]).sum(1), (shown * y[rows]).sum(1)], 1) / shown.sum(1, keepdim=True)
+            shown = _smooth((*self._plan[:-1], 0.0), numbers[rows], x, y)[0] + 1e-9
+            shift = torch.stack([(shown * x).sum(1), (shown * y).sum(1)], 1) / shown.sum(1, keepdim=True)
             numbers[rows[:, None], torch.tensor(places)] += shift / UNIT
         return nearest_place(self, numbers)
 

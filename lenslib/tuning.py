@@ -6,8 +6,10 @@ study.best.settings
 """
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,9 @@ class Study:
     """A search for the settings that give the best validation score, in an SQLite `file` that may hold several.
 
     `space` as `SPACE`. `facts`, as JSON has them, are what else decides a score, such as data and network.
-    A trial is cut short where its best score so far is below the median of earlier ones at that epoch.
-    Raises InputError for an unknown sampler or setting, a file that holds no studies, and a study of other facts.
+    A trial is cut short where its best score so far is below the median of earlier ones at that epoch; it counts.
+    Raises InputError for an unknown sampler or setting, a file that holds no studies, and a study that was begun
+    otherwise.
     """
 
     def __init__(
@@ -65,13 +68,15 @@ class Study:
         facts: Mapping[str, Any] | None = None,
     ):
         if sampler not in SAMPLERS:
-            raise InputError(unknown("sampler", sampler, SAMPLERS))
+            raise unknown("sampler", sampler, SAMPLERS)
         for key, values in space.items():
             _check_values(key, values)
         self.space, self.sampler, self.seed = dict(space), sampler, seed
         self._study = _opened(Path(file), name)
-        told = {"sampler": sampler, "seed": seed} | {key: list(values) for key, values in space.items()}
-        _check_facts(self._study, told | dict(facts or {}), f"'{file}' has a study of {name}")
+        self._whose = f"'{file}' has a study of {name}"
+        self._keep("search", {"sampler": sampler, "seed": seed})
+        self._keep("space", {key: list(values) for key, values in space.items()})
+        self._keep("facts", dict(facts or {}))
 
     @property
     def trials(self) -> list[Trial]:
@@ -93,7 +98,8 @@ class Study:
         """The best of those that were not cut short; InputError where there is none."""
         whole = [trial for trial in self.trials if not trial.cut_short]
         if not whole:
-            raise InputError(f"no trial of {self._study.study_name} has ended: allow more trials")
+            name = self._study.study_name
+            raise InputError(f"no trial of {name} ran to its end: allow more trials, or lower learning rates")
         return max(whole, key=lambda trial: trial.score)
 
     def run(
@@ -107,15 +113,20 @@ class Study:
 
         `fit` trains with `settings` as a trial changes them, and gives `report` the row of every epoch, as
         `lenslib.training.train` does. What is tried follows from the seed and from what was tried before, so that a
-        study that was killed goes on to the same trials.
+        study that was killed goes on to the same trials. InputError for other settings than those it was begun with.
         """
+        self._keep("settings", asdict(settings))
         for left in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             self._study.tell(left.number, state=TrialState.FAIL)
-        done = len(self.trials)
-        wanted = min(trials, self._grid_size) if self.sampler == "grid" else trials
-        label = self._study.study_name
+        done, grid = len(self.trials), self._grid() if self.sampler == "grid" else []
+        wanted, label = min(trials, len(grid)) if grid else trials, self._study.study_name
         for number in tqdm(range(done, wanted), desc=label, unit="trial", disable=None if progress else True):
-            self._study.sampler = self._drawn_from(number)
+            # a seed a trial: how often the study was gone on with does not matter
+            seed = (1009 * self.seed + number) % 2**32
+            kind = optuna.samplers.TPESampler if self.sampler == "tpe" else optuna.samplers.RandomSampler
+            self._study.sampler = kind(seed=seed)
+            if grid:
+                self._study.enqueue_trial(grid[number])
             self._study.optimize(lambda trial: self._score(trial, fit, settings), n_trials=1)
 
     def _score(self, trial: optuna.Trial, fit: Callable, settings: Settings) -> float:
@@ -123,6 +134,8 @@ class Study:
 
         def report(row: dict) -> None:
             nonlocal best
+            if not math.isfinite(row["val_score"]):
+                raise FloatingPointError
             best = max(best, row["val_score"])
             trial.report(best, row["epoch"])
             if row["epoch"] < settings.epochs and trial.should_prune():
@@ -143,32 +156,37 @@ class Study:
                 chosen[key] = trial.suggest_categorical(key, values)
         return chosen
 
-    def _drawn_from(self, number: int) -> optuna.samplers.BaseSampler:
-        if self.sampler == "grid":  # its order is the seed's
-            return optuna.samplers.GridSampler(self._grid, self.seed)
-        kind = optuna.samplers.TPESampler if self.sampler == "tpe" else optuna.samplers.RandomSampler
-        # a seed a trial: how often the study was gone on with does not matter
-        return kind(seed=(1009 * self.seed + number) % 2**32)
+    def _grid(self) -> list[dict[str, Any]]:
+        """All points, in an order that the seed decides, so that the first few are not all of one corner."""
 
-    @property
-    def _grid(self) -> dict[str, list]:
         def points(low: float, high: float) -> list[float]:
-            return [low * (high / low) ** (k / (_POINTS - 1)) for k in range(_POINTS - 1)] + [high]
+            return [low, *(low * (high / low) ** (k / (_POINTS - 1)) for k in range(1, _POINTS - 1)), high]
 
-        return {key: points(*part) if isinstance(part, tuple) else part for key, part in self.space.items()}
+        axes = [points(*part) if isinstance(part, tuple) else part for part in self.space.values()]
+        grid = [dict(zip(self.space, point, strict=True)) for point in product(*axes)]
+        random.Random(self.seed).shuffle(grid)
+        return grid
 
-    @property
-    def _grid_size(self) -> int:
-        return math.prod(map(len, self._grid.values()))
+    def _keep(self, what: str, told: dict[str, Any]) -> None:
+        """Write down what decides the scores; InputError where the study was begun with something else."""
+        known = self._study.user_attrs.get(what, told)
+        if changed := [key for key in {**known, **told} if known.get(key) != told.get(key)]:
+            raise InputError(f"{self._whose} with another {', '.join(changed)}: name another file")
+        self._study.set_user_attr(what, told)
 
 
 def _check_values(key: str, values: Sequence) -> None:
     if key not in Settings.__dataclass_fields__:
-        raise InputError(unknown("setting", key, Settings.__dataclass_fields__))
-    if isinstance(values, tuple) and not (len(values) == 2 and 0 < values[0] < values[1]):
-        raise InputError(f"{key}: a logarithmic scale needs two bounds above 0, the lower one first, not {values}")
-    if not values:
-        raise InputError(f"{key}: no choice is given")
+        raise unknown("setting", key, Settings.__dataclass_fields__)
+    if key in ("epochs", "seed"):
+        raise InputError(f"{key} is every trial's own: it cannot be searched")
+    if not isinstance(values, tuple | list) or not values:
+        raise InputError(f"{key}: give two bounds in a tuple, or choices in a list, not {values!r}")
+    if isinstance(values, tuple):
+        if not isinstance(getattr(Settings(), key), float):
+            raise InputError(f"{key} has no scale between two bounds: give choices in a list")
+        if not (len(values) == 2 and 0 < values[0] < values[1]):
+            raise InputError(f"{key}: a logarithmic scale needs two bounds above 0, the lower one first, not {values}")
     for value in values:
         Settings(**{key: value})
 
@@ -185,10 +203,3 @@ def _opened(file: Path, name: str) -> optuna.Study:
         )
     except (DatabaseError, OSError):
         raise InputError(f"'{file}' cannot be used as a file of studies: name another, or delete it") from None
-
-
-def _check_facts(study: optuna.Study, told: dict[str, Any], whose: str) -> None:
-    known = study.user_attrs.get("facts", told)
-    if changed := [key for key in {**known, **told} if known.get(key) != told.get(key)]:
-        raise InputError(f"{whose} with another {', '.join(changed)}: name another file")
-    study.set_user_attr("facts", told)

@@ -124,6 +124,13 @@ def test_a_start_without_the_cameras_place_is_put_where_the_light_is(noise):
     assert float(away.max()) < 4
 
 
+def test_images_without_light_above_the_noise_are_flagged():
+    recipe, images, truth = scenes("raytrace_sis", count=2, **{"instrument.noise_sd": 8.0})
+    fit = refine(recipe, images / 255, beside(recipe, truth), steps=3)
+    assert not fit.good.any()
+    assert all(value.isfinite().all() for value in fit.params.values())
+
+
 def test_the_stated_deviations_are_true():
     """With Gaussian noise, parameters lie within a half, one and two deviations as often as Gaussian errors do, and the
     deviations are those of the Cramer-Rao bound, which other code derives."""

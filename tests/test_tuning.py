@@ -13,6 +13,7 @@ from lenslib.settings import Settings
 from lenslib.tuning import SPACE, Study
 
 RATE = {"learning_rate": (1e-4, 1e-2)}
+GRID = RATE | {"augment": ["none", "flips", "d4"]}
 
 
 def closeness(settings):
@@ -49,8 +50,15 @@ def test_tpe_looks_where_it_was_good(tmp_path):
 
 
 def test_a_grid_is_tried_whole_and_once(tmp_path):
-    space = {"learning_rate": (1e-4, 1e-2), "augment": ["none", "d4"]}
-    study = Study(tmp_path / "s.db", "m", space, "grid")
+    study = Study(tmp_path / "s.db", "m", RATE | {"augment": ["none", "d4"]}, "grid")
+
+    def failing(settings, report):
+        if len(study.trials) == 3:
+            raise InputError("the disk is full")
+        fit(settings, report)
+
+    with pytest.raises(InputError, match="disk is full"):
+        study.run(failing, Settings(epochs=1), 100)
     study.run(fit, Settings(epochs=1), 100)
     tried = {(round(math.log10(one["learning_rate"]), 9), one["augment"]) for one in chosen(study)}
     assert tried == {(power, kind) for power in (-4.0, -3.0, -2.0) for kind in ("none", "d4")}
@@ -69,25 +77,27 @@ def test_a_study_in_parts_tries_what_one_in_one_go_does(tmp_path, sampler):
     assert [trial.score for trial in parts.trials] == [trial.score for trial in whole.trials]
 
 
-def test_a_study_killed_amid_a_trial_goes_on_to_the_same_trials(tmp_path):
-    whole = Study(tmp_path / "whole.db", "m", RATE)
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_study_killed_amid_a_trial_goes_on_to_the_same_trials(tmp_path, sampler):
+    whole = Study(tmp_path / "whole.db", "m", GRID, sampler)
     whole.run(fit, Settings(epochs=2), 13)
+    killed_at = len(whole.trials) - 2
     killed = f"""
 import os, signal
 from lenslib.settings import Settings
 from lenslib.tuning import Study
-from tests.test_tuning import RATE, fit
-study = Study({str(tmp_path / "killed.db")!r}, "m", RATE)
+from tests.test_tuning import GRID, fit
+study = Study({str(tmp_path / "killed.db")!r}, "m", GRID, {sampler!r})
 def dying(settings, report):
-    fit(settings, report)
-    if len(study.trials) == 11:
+    if len(study.trials) == {killed_at}:
         os.kill(os.getpid(), signal.SIGKILL)
+    fit(settings, report)
 study.run(dying, Settings(epochs=2), 13)
 """
     done = subprocess.run([sys.executable, "-c", killed], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == -signal.SIGKILL
-    study = Study(tmp_path / "killed.db", "m", RATE)
-    assert len(study.trials) == 11
+    study = Study(tmp_path / "killed.db", "m", GRID, sampler)
+    assert len(study.trials) == killed_at
     study.run(fit, Settings(epochs=2), 13)
     assert chosen(study) == chosen(whole)
 
@@ -119,6 +129,8 @@ def test_a_trial_that_diverges_counts_and_never_wins(tmp_path):
 
     study.run(diverging, Settings(epochs=1), 12)
     assert len(study.trials) == 12
+    study.run(lambda settings, report: report({"epoch": 1, "val_score": math.nan}), Settings(epochs=1), 13)
+    assert study.trials[12].cut_short
     assert any(math.isnan(trial.score) and trial.cut_short for trial in study.trials)
     assert study.best.settings["learning_rate"] <= 1e-3
 
@@ -130,7 +142,7 @@ def test_other_errors_are_not_swallowed(tmp_path):
     study = Study(tmp_path / "s.db", "m", RATE)
     with pytest.raises(InputError, match="no such folder"):
         study.run(broken, Settings(), 2)
-    with pytest.raises(InputError, match="no trial of m has ended"):
+    with pytest.raises(InputError, match="no trial of m ran to its end"):
         _ = study.best
 
 
@@ -142,6 +154,8 @@ def test_other_errors_are_not_swallowed(tmp_path):
         ({"space": {"learning_rate": (1e-3, 1e-2)}}, "another learning_rate"),
         ({"facts": {"images": "other"}}, "another images"),
         ({"facts": {}}, "another images"),
+        # facts and space do not hide one another
+        ({"space": {"learning_rate": (1e-3, 1e-2)}, "facts": {"images": "some", "learning_rate": 1}}, "learning_rate"),
     ],
 )
 def test_a_study_is_gone_on_with_as_it_was_begun_alone(tmp_path, changed, words):
@@ -151,6 +165,8 @@ def test_a_study_is_gone_on_with_as_it_was_begun_alone(tmp_path, changed, words)
     assert not Study(tmp_path / "s.db", "another", **begun).trials
     with pytest.raises(InputError, match=words):
         Study(tmp_path / "s.db", "m", **(begun | changed))
+    with pytest.raises(InputError, match="another epochs"):
+        Study(tmp_path / "s.db", "m", **begun).run(fit, Settings(epochs=2), 2)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +176,10 @@ def test_a_study_is_gone_on_with_as_it_was_begun_alone(tmp_path, changed, words)
         ({"space": {"learning_rat": (1e-4, 1e-2)}}, "learning_rate"),
         ({"space": {"learning_rate": (1e-2, 1e-4)}}, "two bounds above 0"),
         ({"space": {"weight_decay": (0.0, 1.0)}}, "two bounds above 0"),
-        ({"space": {"augment": []}}, "no choice"),
+        ({"space": {"augment": []}}, "give two bounds in a tuple, or choices"),
+        ({"space": {"learning_rate": 1e-3}}, "give two bounds in a tuple, or choices"),
+        ({"space": {"batch_size": (16, 64)}}, "no scale between two bounds"),
+        ({"space": {"epochs": [1, 5]}}, "cannot be searched"),
         ({"space": {"augment": ["sideways"]}}, "unknown augment"),
     ],
 )
