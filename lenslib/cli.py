@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from lenslib.errors import InputError
@@ -280,10 +281,10 @@ def _verify(options) -> None:
 
 
 def _status(options) -> None:
-    from lenslib.status import overview, rows, summary
+    from lenslib.status import overview, summary
 
     found = overview(options.results, options.logs, options.plan)
-    print_table(rows(found), options.json)
+    print_table([asdict(one) for one in found], options.json)
     if not options.json:
         print(summary(found))
 

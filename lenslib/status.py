@@ -6,7 +6,7 @@ grows as it runs and holds the traceback if it failed, or a history that grows b
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -63,11 +63,6 @@ def summary(statuses: list[Status]) -> str:
     """One line: how many of each state."""
     counts = {state: sum(one.state == state for one in statuses) for state in (DONE, BEGUN, FAILED, PLANNED)}
     return ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "nothing has run"
-
-
-def rows(statuses: list[Status]) -> list[dict]:
-    """As a table has them."""
-    return [asdict(status) for status in statuses]
 
 
 def _name(path: Path, root: Path) -> str:

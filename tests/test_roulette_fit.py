@@ -83,16 +83,6 @@ def test_fits_find_the_truth_through_the_bitmap(name):
     assert (fit.params["centre_x"][placed] == truth["centre_x"][placed]).float().mean() > 0.95
 
 
-def assert_gaussian(fit, truth):
-    """The errors lie within a half, one and two stated deviations as often as Gaussian ones do."""
-    errors = deviations(fit, truth, ("x", "y", "einstein_radius", "sigma1", "sigma2"))
-    pulls = torch.stack([errors[name] / fit.uncertainty(name) for name in errors]).abs()
-    # parameters of a lens go together: three deviations of as many draws as lenses, too small and too large alike
-    for size, share in ((0.5, 0.383), (1, 0.683), (2, 0.954)):
-        spread = (share * (1 - share) / pulls.shape[1]) ** 0.5
-        assert float((pulls < size).float().mean()) == pytest.approx(share, abs=3 * spread)
-
-
 def test_the_deviations_of_noisy_fits_hold_the_jumps_of_the_bitmap():
     """Fits of one lens that hardly bends, its source anywhere within a pixel of the bitmap, scatter as they say,
     which is several times as far as if the jumps of pixels were independent."""
@@ -139,7 +129,12 @@ def test_the_stated_deviations_are_true():
     )
     fit = refine(recipe, images, beside(recipe, truth))
     assert fit.good.all()
-    assert_gaussian(fit, truth)
+    errors = deviations(fit, truth, ("x", "y", "einstein_radius", "sigma1", "sigma2"))
+    pulls = torch.stack([errors[name] / fit.uncertainty(name) for name in errors]).abs()
+    # parameters of a lens go together: three deviations of as many draws as lenses, too small and too large alike
+    for size, share in ((0.5, 0.383), (1, 0.683), (2, 0.954)):
+        spread = (share * (1 - share) / pulls.shape[1]) ** 0.5
+        assert float((pulls < size).float().mean()) == pytest.approx(share, abs=3 * spread)
     bound = fisher(recipe, {name: value.double() for name, value in truth.items()}).bound(known=["chi"])
     for name in ("x", "y", "einstein_radius"):
         ratio = fit.uncertainty(name) / bound[name]
