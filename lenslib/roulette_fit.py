@@ -11,9 +11,11 @@ left over is a pixel that still reads its neighbour, and tells more than any smo
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
+import numpy as np
 import torch
+from scipy.optimize import differential_evolution
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from tqdm import tqdm
@@ -39,8 +41,8 @@ from lenslib.roulette_recipe import RouletteRecipe
 _COOLING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0, 0.0, 0.01, 0.001, 0.0, 0.0, 0.003, 0.0003, 0.0, 0.0)
 _WARM = (1.0, 0.3, 0.3, 0.1, 0.1, 0.03, 0.01)
 _LUKEWARM = (0.1, 0.1, 0.03, 0.01, 0.003, 0.001)
-# pixels that a search looks at, and how rarely a dark one is among them
-_ENOUGH, _DARK = 4096, 0.005
+# pixels that a search looks at, or evolution does, and how rarely a dark one is among them
+_ENOUGH, _GLANCE, _DARK = 4096, 512, 0.005
 # pixels a side about light that count as lit
 _BESIDE = 9
 # shares of it that a fit may leave for good, where it still reads some pixels' neighbours
@@ -51,9 +53,15 @@ _PLACES, _DECIDED = 16, 25.0
 # its image
 _ROUNDED, _OFF = 0.6, 0.005
 # Einstein radii, or places along a fit's longest error, from which a search begins; the share on either side of the
-# best radius that is searched again, deviations to either end of that error, steps of each smooth fit, and how often a
-# search moves on to a neighbour
-_STOPS, _NEAR, _REACH, _VALLEY, _WALK = 24, 0.15, 6, 40, 4
+# best radius that is searched again, deviations to either end of that error, and steps of each smooth fit
+_STOPS, _NEAR, _REACH, _VALLEY = 24, 0.15, 6, 40
+# how often lenses evolve, and how many times a search then moves on to a neighbour
+_GENESES, _WALK = 5, 2
+# lenses about one that evolve, generations at most, and what is left of chi-square a pixel, its logarithm, where a lens
+# is almost found, and where it is
+_CLOUD, _GENERATIONS, _ALMOST, _FOUND = 128, 120, 1.2, 0.15
+# steps of a fit of the source alone, and pixels a side of the image that tells its centre of light
+_SHAPED, _ROUGH = 8, 20
 # lenses whose jumps are drawn, at most `SLOTS`, and how often, each time as far about the fit as the last time told
 _DRAWS, _ROUNDS = 16, 2
 # images from which on the half minute is worth it that compiling takes
@@ -106,6 +114,34 @@ def _met(whole: RouletteModel, images: Tensor, numbers: Tensor) -> Tensor:
     return numbers[:, None]
 
 
+class _Drawn:
+    """A model that a recipe's own lenses fit: its images end with two pixels, which are 0 of lenses that it draws."""
+
+    def __init__(self, model: RouletteModel):
+        self.model = model
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def rows(self, rows: Tensor) -> "_Drawn":
+        return _Drawn(self.model.rows(rows))
+
+    def images(self, numbers: Tensor) -> Tensor:
+        return torch.cat([self.model.images(numbers), self.model.beyond(numbers)[0]], 1)
+
+    def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        (shown, _, _, slopes), (beyond, away) = self.model.with_noise(numbers), self.model.beyond(numbers)
+        away[:, list(self.model.frozen)] = 0
+        return torch.cat([shown, beyond], 1), torch.cat([slopes, away], 2)
+
+
+def _smooth_fit(seen: "_Seen", numbers: Tensor, noise: Tensor, steps: int, progress: bool) -> Fit:
+    """Fits of light read exactly, which are drawn back to the lenses of the recipe."""
+    drawn = torch.zeros(len(numbers), 2)
+    data, noise = torch.cat([seen.data, drawn], 1), torch.cat([noise, drawn + 1], 1)
+    return fit_all(_Drawn(seen.model), data, noise, numbers, steps, progress)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """Some pixels of images: their grey levels `data` [n, p], and the model there."""
@@ -119,6 +155,11 @@ class _Seen:
     def held(self) -> "_Seen":
         """With the camera's place held."""
         return replace(self, model=self.model.freeze(*CENTRE))
+
+    def glance(self) -> "_Seen":
+        """At fewer pixels."""
+        first = slice(0, _GLANCE)
+        return _Seen(self.model.at(first), self.data[:, first])
 
     @property
     def lit(self) -> Tensor:
@@ -143,9 +184,9 @@ def _seen(model: RouletteModel, images: Tensor, order: Tensor, most: int) -> _Se
 def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: Tensor, search, steps, progress) -> Fit:
     def smooth(rows, start):
         part = few.rows(rows)
-        guess = fit_all(part.model, part.data, _first_noise(part, start), start, steps, progress)
+        guess = _smooth_fit(part, start, _first_noise(part, start), steps, progress)
         numbers = whole.pack(guess.params)
-        return fit_all(part.model, part.data, _noise(part, numbers), numbers, steps, progress)
+        return _smooth_fit(part, numbers, _noise(part, numbers), steps, progress)
 
     found = best_of(starts, smooth)
     if search is not None and not found.good.all():
@@ -154,7 +195,7 @@ def _fit(whole: RouletteModel, full: _Seen, few: _Seen, images: Tensor, starts: 
     if camera.noise_sd:
         # noise is beaten down by numbers: all lit pixels have their say
         near = found
-        found = fit_all(full.model, full.data, _noise(full, numbers), numbers, steps, progress)
+        found = _smooth_fit(full, numbers, _noise(full, numbers), steps, progress)
         numbers, found = whole.pack(found.params), replace(found, converged=near.converged & found.converged)
     noise = _noise(every, numbers).view_as(images)
     drawn = torch.cat([whole.images(numbers[rows]) for rows in _parts(len(images))]).view_as(images)
@@ -282,6 +323,7 @@ def _polish(seen: _Seen, numbers: Tensor, cooling) -> tuple[Tensor, Tensor]:
             _, variance, scatter, slopes = model.with_noise(here)
             left = data - model.bitmap(here)
             chi = (left**2 / variance).sum(1)
+            chi = chi + model.beyond(here)[0].square().sum(1)
             lower = chi < lowest
             best, lowest = torch.where(lower[:, None], here, best), torch.where(lower, chi, lowest)
             if share is None:
@@ -299,15 +341,19 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
     In rounds, while there is doubt: from what the smooth fit found; from lenses of all Einstein radii, because one that
     hardly bends is read from a bitmap whose errors agree over many pixels and lead the smooth fit astray; from radii
-    about the best; along what is known least; at last from the best place to its neighbours.
+    about the best; along what is known least; from lenses that evolve, and then from the best place to its neighbours.
     """
     found, decided = numbers.clone(), torch.zeros(len(numbers), dtype=bool)
     lowest, stuck = torch.full((len(numbers),), torch.inf), torch.zeros(len(numbers), dtype=bool)
-    looks = (few, _here), (few, _all_radii), (few, _near_radii), (full, _along), *[(few, None)] * _WALK
+    looks = [(few, _here), (few, _all_radii), (few, _near_radii), (full, _along)]
+    for k in range(_GENESES):
+        looks += [(few, partial(_evolved, seed=k)), *[(few, None)] * _WALK]
     for view, look in looks:
+        if look is not None:
+            stuck[:] = False
         rows = (~decided & ~stuck).nonzero()[:, 0]
         if not len(rows):
-            break
+            continue
         seen, around = view.rows(rows), found[rows]
         if look is not None:
             around = look(seen, around)
@@ -317,7 +363,7 @@ def _places(full: _Seen, few: _Seen, numbers: Tensor) -> tuple[Tensor, Tensor]:
             found[rows[done]], decided[rows[done]] = near[done], True
             rows, seen, around = rows[~done], seen.rows(~done), around[~done]
             if not len(rows):
-                break
+                continue
         best, sure, left = _whole_places(seen, around)
         better = left < lowest[rows]
         found[rows[better]], lowest[rows[better]], decided[rows] = best[better], left[better], sure & better
@@ -353,8 +399,71 @@ def _best_radius(seen: _Seen, numbers: Tensor, radii: Tensor) -> Tensor:
     """The best numbers [n, k] found from smooth fits whose Einstein radius is held at one of `radii` [n, s]."""
     owner = torch.arange(len(numbers)).repeat_interleave(radii.shape[1])
     part, tried = seen.rows(owner), seen.model.scaled(numbers[owner], radii.flatten())
-    valley = fit_all(part.model.freeze("einstein_radius"), part.data, _noise(part, tried), tried, _VALLEY, False)
+    held = replace(part, model=part.model.freeze("einstein_radius"))
+    valley = _smooth_fit(held, tried, _noise(part, tried), _VALLEY, False)
     return _best_tried(owner, *_polish(part, part.model.pack(valley.params), _LUKEWARM), 1)[1]
+
+
+def _evolved(seen: _Seen, numbers: Tensor, seed: int) -> Tensor:
+    """The best numbers [n, k] that differential evolution finds through the bitmap, at a few pixels: from about the
+    given lenses at first (seed 0) and where they are near, else from about what it finds from any of the recipe's."""
+    found = []
+    for i, here in enumerate(numbers.split(1)):
+        part = seen.rows(torch.tensor([i]))
+        if seed and _log_left(part.glance(), here) > _ALMOST:
+            here = _evolve(part.glance(), _any_lens(part.glance(), here, seed), seed)
+        found.append(_evolve(part.glance(), _cloud(part, here, seed), seed))
+    return torch.cat(found)
+
+
+def _log_left(seen: _Seen, numbers: Tensor) -> Tensor:
+    """Logarithms [p] of what numbers [p, k] leave of chi-square for each pixel of one image, read from the bitmap."""
+    model = seen.model.rows(torch.zeros(len(numbers), dtype=int))
+    left = (seen.data - model.bitmap(numbers)).square().mean(1) / UNIFORM
+    return (left + model.beyond(numbers)[0].square().sum(1)).log()
+
+
+def _evolve(seen: _Seen, numbers: Tensor, seed: int) -> Tensor:
+    """The best numbers [1, k] for one image, from the population [p, k]."""
+    bounds = torch.stack([seen.model.low, seen.model.high], 1).double().numpy()
+
+    def left(tried: np.ndarray) -> np.ndarray:
+        return _log_left(seen, torch.from_numpy(tried.T.astype(np.float32))).double().numpy()
+
+    found = differential_evolution(
+        left,
+        bounds,
+        init=np.clip(numbers.double().numpy(), *bounds.T),
+        maxiter=_GENERATIONS,
+        mutation=(0.3, 0.9),
+        recombination=0.9,
+        tol=0,
+        rng=seed,
+        polish=False,
+        vectorized=True,
+        updating="deferred",
+        callback=lambda intermediate_result: intermediate_result.fun < _FOUND,
+    )
+    return torch.from_numpy(found.x.astype(np.float32))[None]
+
+
+def _cloud(seen: _Seen, numbers: Tensor, seed: int) -> Tensor:
+    """Numbers [_CLOUD, k] about one lens's, ever farther."""
+    draw = torch.Generator().manual_seed(seed)
+    values, vectors = torch.linalg.eigh(inverse(_curvature(seen, numbers))[0])
+    spread = torch.linspace(0, _REACH, _CLOUD, dtype=torch.float64)[:, None] * values.clamp(min=0).sqrt()
+    return numbers + ((spread * torch.randn(spread.shape, generator=draw, dtype=torch.float64)) @ vectors.T).float()
+
+
+def _any_lens(seen: _Seen, numbers: Tensor, seed: int) -> Tensor:
+    """Numbers [2 _CLOUD, k] of lenses of the recipe, with the source that makes each look like the image."""
+    count = 2 * _CLOUD
+    seen = seen.rows(torch.zeros(count, dtype=int))
+    model, lens = seen.model, ("x", "y", "einstein_radius")
+    at, tried = [model.lens_names.index(name) for name in lens], numbers.repeat(count, 1)
+    tried[:, at] = model.pack(_drawn(model.recipe, count, seed))[:, at]
+    held, tried = replace(seen, model=model.freeze(*lens)), model.centred(tried, _ROUGH)
+    return model.pack(_smooth_fit(held, tried, _noise(seen, tried), _SHAPED, False).params)
 
 
 def _best_tried(owner: Tensor, tried: Tensor, chi: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -415,16 +524,18 @@ def _parts(count: int) -> list[Tensor]:
     return list(torch.arange(count).split(SLOTS))
 
 
+def _drawn(recipe: RouletteRecipe, count: int, seed: int = 0) -> dict[str, Tensor]:
+    """Parameters of so many scenes, each [count], which are in no data set."""
+    parts = [recipe.draw(TEMPLATE_SEED + seed, k) for k in range(math.ceil(count / recipe.chunk_size))]
+    return {name: torch.cat([torch.from_numpy(part[name]) for part in parts])[:count] for name in parts[0]}
+
+
 class RouletteTemplates:
     """Scenes drawn from a recipe's own sampling and seen coarsely, to start fits from without the truth."""
 
     def __init__(self, recipe: RouletteRecipe, count: int = 4096, progress: bool = False):
         self.model = RouletteModel(recipe)
-        chunk = recipe.chunk_size
-        firsts = tqdm(range(0, count, chunk), desc="templates", disable=None if progress else True)
-        drawn = [recipe.draw(TEMPLATE_SEED, k) for k, _ in enumerate(firsts)]
-        params = {name: torch.cat([torch.from_numpy(part[name]) for part in drawn])[:count] for name in drawn[0]}
-        self.numbers = self.model.pack(params)
+        self.numbers = self.model.pack(_drawn(recipe, count))
         pixels = recipe.instrument.pixels
         self.step = pixels / _TEMPLATE
         steps = (torch.arange(_TEMPLATE) + 0.5) * self.step - pixels / 2

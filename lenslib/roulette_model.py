@@ -59,10 +59,10 @@ class RouletteModel:
         self.x, self.y = x.flatten(), y.flatten()
         self.frozen: tuple[int, ...] = ()
 
-    def at(self, pixels: Tensor) -> "RouletteModel":
-        """The same at some pixels [n, p] of n images, indices into a flattened frame."""
+    def at(self, pixels: Tensor | slice) -> "RouletteModel":
+        """The same at some pixels [n, p] of n images, indices into a flattened frame, or a part of such pixels."""
         model = copy(self)
-        model.x, model.y = self.x[pixels], self.y[pixels]
+        model.x, model.y = self.x[..., pixels], self.y[..., pixels]
         return model
 
     def rows(self, rows: Tensor) -> "RouletteModel":
@@ -133,6 +133,20 @@ class RouletteModel:
         """[n, pixels], of light read exactly, on average."""
         return self.images_and_variances(numbers)[0]
 
+    def beyond(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the source's distance and the Einstein radius are outside what the recipe draws, in quarters of
+        a pixel, [n, 2], and the slopes of this, [n, k, 2]."""
+        draws = self.recipe.sampling
+        nearest, farthest = (pick(draws.radius[i], draws.radius_again[i]) for i, pick in enumerate((min, max)))
+        ranges = torch.tensor([(nearest, farthest), draws.einstein_radius]) / UNIT
+        x, y, radius = (self.lens_names.index(name) for name in ("x", "y", "einstein_radius"))
+        distance = torch.hypot(numbers[:, x], numbers[:, y]).clamp(min=1e-6)
+        here, unit = torch.stack([distance, numbers[:, radius]], 1), 0.25 / UNIT
+        outside = (here - here.clamp(ranges[:, 0], ranges[:, 1])) / unit
+        slopes = torch.zeros(*numbers.shape, 2)
+        slopes[:, [x, y], 0], slopes[:, radius, 1] = numbers[:, [x, y]] / distance[:, None], 1.0
+        return outside, slopes / unit * (outside != 0)[:, None]
+
     def images_and_variances(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images [n, pixels], the variance of noise and rounding, and what the bitmap adds to it, of the same shape."""
         return self._run(0, self._plan, numbers)
@@ -140,10 +154,6 @@ class RouletteModel:
     def images_at(self, numbers: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """[n, pixels], of light read exactly, at pixels (x, y) from the camera's place."""
         return _smooth(self._plan, numbers, x, y)[0]
-
-    def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, pixels] and [n, k, pixels]."""
-        return self.with_noise(numbers)[::3]
 
     def with_noise(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `images_and_variances`, and slopes [n, k, pixels]."""
@@ -157,7 +167,7 @@ class RouletteModel:
 
     def _run(self, kernel: int, plan, numbers: Tensor) -> tuple[Tensor, ...]:
         """A kernel for any number of images: in two sizes, because each is compiled for."""
-        if not self.compiled:
+        if not self.compiled or len(numbers) > SLOTS:
             return _FUNCTIONS[kernel](plan, numbers, self.x, self.y)
         count = len(numbers)
         size = _FEW if count <= _FEW else SLOTS
