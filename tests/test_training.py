@@ -297,6 +297,12 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     "given",
     [
         {"epochs": 0},
+        {"devices": 0},
+        {"strategy": "deepspeed"},
+        {"strategy": "fsdp"},
+        {"strategy": "fsdp", "devices": 2, "precision": "64-true"},
+        {"compile": True, "devices": 2},
+        {"batch_size": 3, "devices": 4},
         {"batch_size": -1},
         {"learning_rate": 0.0},
         {"learning_rate": -1e-3},
