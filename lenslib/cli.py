@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = options.handler(options)
     # a loss that is not finite comes from the settings or the images given
     except (InputError, FloatingPointError) as error:
-        print(f"lenslib: {error}", file=sys.stderr)
+        if not (isinstance(error, FloatingPointError) and _is_helper()):
+            print(f"lenslib: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("lenslib: stopped", file=sys.stderr)
@@ -46,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, handler in (("recipes", _recipes), ("models", _models)):
         command(name, handler, f"list the {name}").add_argument("--json", action="store_true")
     _add_simulate(command("simulate", _simulate, "draw a data-set folder"))
+    join = command("join", _join, "make one data-set folder of the shards of a set")
+    join.add_argument("folders", type=Path, nargs="+", help="data-set folders that `lenslib simulate --shard` wrote")
+    join.add_argument("--out", type=Path, required=True, help="new folder")
     fit = command("fit", _fit, "fit smooth lenses to a data set and write images and residuals as a new one")
     fit.add_argument("data", type=Path, help="data-set folder")
     fit.add_argument("--out", type=Path, required=True, help="new folder")
@@ -93,6 +97,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, required=True, help="number of images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="index of the first image")
+    parser.add_argument(
+        "--shard", metavar="K/N", help="draw the K-th of N shards alone: `lenslib join` makes the whole set of them"
+    )
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a line of the recipe")
@@ -178,10 +185,21 @@ def _load_recipe(name, settings: list[str]):
 
 def _simulate(options) -> None:
     from lenslib.dataset import write_dataset
+    from lenslib.shards import shard
 
     recipe = _load_recipe(options.recipe, options.set)
-    data = write_dataset(recipe, options.count, options.seed, options.out, options.start, options.device)
+    start, count = options.start, options.count
+    if options.shard is not None:
+        start, count = shard(options.shard, count, recipe.chunk_size, start)
+    data = write_dataset(recipe, count, options.seed, options.out, start, options.device)
     print(f"{options.out}: {len(data)} images of {recipe.name}, digest {data.digest}")
+
+
+def _join(options) -> None:
+    from lenslib.shards import join_datasets
+
+    data = join_datasets(options.folders, options.out)
+    print(f"{options.out}: {len(data)} images of {data.recipe.name}, digest {data.digest}")
 
 
 def _fit(options) -> None:
@@ -209,6 +227,8 @@ def _train(options) -> None:
     model, size, crop = options.model, options.image_size, options.crop
     folder = run_folder(options.results, options.profile, "classification", training.recipe.name, model, settings.seed)
     trained = train_classifier(training, model, size, settings, options.device, crop=crop, folder=folder)
+    if _is_helper():
+        return
     scores, rate = classify(trained, test, model, size, crop)
     place = (options.results, options.profile, model, size, settings, trained, training, test)
     run = record_run(*place, scores, rate, crop=crop)
@@ -236,11 +256,20 @@ def _regress(options) -> None:
     trained, targets = train_regressor(
         training, targets, model, size, settings, options.device, crop=crop, folder=folder
     )
+    if _is_helper():
+        return
     truth, found, rate = estimate(trained, test, targets, model, size, crop)
     place = (options.results, options.profile, model, size, settings, trained, training, test, targets)
     run = record_regression(*place, truth, found, rate, hidden, crop=crop)
     error = run.metrics.get("mae", {})
     print(f"{run.folder}: " + (_interval("mean absolute error", error) if error else "no target can be seen"))
+
+
+def _is_helper() -> bool:
+    """Whether another process writes and says what there is to say."""
+    from lenslib.processes import is_helper
+
+    return is_helper()
 
 
 def _interval(name: str, metric: dict) -> str:

@@ -11,6 +11,8 @@ from lenslib.errors import InputError
 
 # as lightning Fabric names them
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+# of several devices: each holds the whole network, or a part of it (fully sharded)
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Settings:
     earlier run; of a `frozen` network the last layer alone is trained. `checkpoint` is how many epochs lie between two
     checkpoints in the run's folder (0: none is kept). `compile` lets torch compile the network first, which takes a
     minute and pays in long runs.
+    `devices` is how many train together (a node, under Slurm), each on its part of every batch of `batch_size`, in a
+    process of its own: see `lenslib.processes`. `strategy` "ddp" (which "auto" means) keeps the network whole on each;
+    "fsdp" deals weights, gradients and moments out, for networks too large for one.
     """
 
     epochs: int = 20
@@ -56,10 +61,12 @@ class Settings:
     precision: str = "auto"
     compile: bool = False
     checkpoint: int = 1
+    devices: int = 1
+    strategy: str = "auto"
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
@@ -80,6 +87,7 @@ class Settings:
                 raise InputError(f"{name} must be at least 0 and below {below:g}, not {getattr(self, name)}")
         for name, choices in (
             ("precision", PRECISIONS),
+            ("strategy", STRATEGIES),
             ("augment", AUGMENTATIONS),
             ("distort", DISTORTIONS),
             ("optimizer", OPTIMIZERS),
@@ -90,6 +98,18 @@ class Settings:
                 raise InputError(f"unknown {name} '{getattr(self, name)}': valid choices: {', '.join(choices)}")
         if self.frozen and not self.weights:
             raise InputError("frozen holds all but the last layer at the weights it starts from: name some in weights")
+        self._check_devices()
+
+    def _check_devices(self):
+        if self.batch_size < self.devices:
+            raise InputError(f"batch_size must be at least devices, {self.devices}, not {self.batch_size}")
+        if self.compile and self.devices > 1:
+            raise InputError("compile is for one device: leave it out, or set devices to 1")
+        if self.strategy == "fsdp":
+            if self.devices == 1:
+                raise InputError("strategy fsdp deals a network out over devices: set devices to 2 or more")
+            if self.precision in ("16-mixed", "64-true"):
+                raise InputError(f"precision {self.precision} is not for strategy fsdp: use bf16-mixed or 32-true")
 
 
 def _optimizer(name: str):

@@ -100,8 +100,10 @@ class Stream:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        for batch in sample_chunks(self.recipe, count, seed, start, device):
-            yield prepare(batch.images, self.image_size, self.crop), batch.labels
+        if device == "cuda":  # this process's own, where there are several; another thread would take the first
+            device = f"cuda:{torch.cuda.current_device()}"
+        chunks = sample_chunks(self.recipe, count, seed, start, device)
+        return ((prepare(batch.images, self.image_size, self.crop), batch.labels) for batch in chunks)
 
 
 def _ahead(items: Iterator) -> Iterator:

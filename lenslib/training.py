@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from lenslib.compilation import compiled
 from lenslib.errors import InputError
 from lenslib.memory import largest_batch, out_of_memory
 from lenslib.models.heads import add_dropout, heads
+from lenslib.processes import Processes, launched, open_fabric
 from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
 from lenslib.tasks import Classes, Task
 
@@ -111,15 +113,16 @@ class _Run:
 
     def __init__(self, model: nn.Module, images: int, settings: Settings, task: Task, fabric):
         self.model, self.settings, self.task, self.fabric = model, settings, task, fabric
+        self.processes = Processes(fabric)
         self.trained = model
         if settings.frozen:
             self.trained = nn.ModuleList(heads(model))
             model.requires_grad_(False)
             self.trained.requires_grad_(True)
+        self.network, self.averaged = self.processes.set_up(model)
         optimizer = OPTIMIZERS[settings.optimizer](self.trained.parameters(), settings)
-        self.network, self.optimizer = fabric.setup(model, optimizer)
+        self.optimizer = fabric.setup_optimizers(optimizer)
         self.compiled = compiled(self.network, fabric.device.type) if settings.compile else self.network
-        self.averaged = copy.deepcopy(model)
         steps = settings.epochs * -(-images // settings.batch_size)
         self.scheduler = LambdaLR(self.optimizer, lambda step: rate_share(step, steps, settings))
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -129,19 +132,21 @@ class _Run:
 
     def state_dict(self) -> dict:
         """Everything from which the epochs to come follow, and the best of those that were."""
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"generator": self.generator.get_state(), "random": torch.get_rng_state()}
+        state = {name: self.processes.state_dict(part) for name, part in self._parts().items()}
+        gathered = self.processes.gathered
+        state |= {"generator": self.generator.get_state(), "random": gathered(torch.get_rng_state())}
         if self.fabric.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+            state["cuda"] = gathered(torch.cuda.get_rng_state(self.fabric.device))
         return state | {name: getattr(self, name) for name in ("history", "best", "best_state")}
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            self.processes.load_state_dict(part, state[name])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["random"])
+        # torch reads a state from the start of its memory, whatever part of that it is given
+        torch.set_rng_state(state["random"][self.processes.rank].clone())
         if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.fabric.device)
+            torch.cuda.set_rng_state(state["cuda"][self.processes.rank].clone(), self.fabric.device)
         for name in ("history", "best", "best_state"):
             setattr(self, name, state[name])
 
@@ -183,6 +188,9 @@ class _Run:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+            if self.processes.count > 1:
+                many = f"{len(inputs)} images on {self.processes.count} devices"
+                raise InputError(f"a batch of {many} does not fit into memory: lower batch_size") from None
         # by now, what the failed step held has been let go
         raise InputError(largest_batch(lambda size: self._gradients(inputs[:size], targets[:size]), len(inputs)))
 
@@ -197,26 +205,31 @@ class _Run:
 
     def _gradients(self, inputs: Tensor, targets: Tensor, where: str = "") -> Tensor:
         """The loss of a batch, with the gradients of the weights where they belong."""
+        mine, weight = self.processes.part(len(inputs))
         # one shape alone is compiled: each takes half a minute
         whole = len(inputs) == self.settings.batch_size
-        loss = self.task.loss((self.compiled if whole else self.network)(inputs), targets)
-        if not torch.isfinite(loss):
+        loss = weight * self.task.loss((self.compiled if whole else self.network)(inputs[mine]), targets[mine])
+        # of all processes, so that all stop together
+        mean = self.processes.mean(loss.detach())
+        if not torch.isfinite(mean):
             raise FloatingPointError(
-                f"the loss is {loss.item()} in {where}: lower learning_rate, or look for broken images"
+                f"the loss is {mean.item()} in {where}: lower learning_rate, or look for broken images"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
-        return loss.detach()
+        return mean
 
     def judge(self, validation: tuple[Tensor, Tensor], loss: float, seconds: float) -> None:
         """Enter an epoch into the history, and keep its network if it is the best so far."""
-        outputs = predict_logits(self.averaged.train(), validation[0], self.settings.batch_size)
+        self.processes.settle(self.averaged)
+        predict = partial(predict_logits, self.averaged.train(), batch_size=self.settings.batch_size)
+        outputs = self.processes.predicted(predict, validation[0])
         judged = {name: float(value) for name, value in self.task.judge(outputs, validation[1]).items()}
         row = {"epoch": len(self.history) + 1, "train_loss": loss, **judged}
         row |= {"learning_rate": float(self.scheduler.get_last_lr()[0]), "seconds": seconds}
         self.history.append(row)
         if not self.best or row["val_score"] > self.best["val_score"]:
-            self.best, self.best_state = row, copy.deepcopy(self.averaged.state_dict())
+            self.best, self.best_state = row, copy.deepcopy(self.processes.state_dict(self.averaged))
 
 
 def train(
@@ -238,6 +251,8 @@ def train(
     that score and the settings' label smoothing. `precision` holds where the settings say "auto" on a processor.
     In `folder`, history.csv grows by a line an epoch, and a run that was killed goes on from its last checkpoint, to
     the same weights. `report` is given each line as well, and ends the training by raising an error.
+    Where the settings say several devices, this program is started again for each of the others, and every one of these
+    processes returns; `lenslib.processes.is_helper` tells those that should do no more.
     Raises InputError for images and labels that do not match, and for a batch that does not fit into memory;
     FloatingPointError, naming the batch, for a loss that is not finite.
     """
@@ -245,16 +260,20 @@ def train(
     _check({"validation": validation} | ({"training": training} if resident else {}))
     if not hasattr(task, "judge"):
         task = Classes(task, settings.label_smoothing)
-    fabric = _fabric(settings, device, precision)
-    keeper = Keeper(folder, _start(model, training, validation, settings, fabric) if folder else "")
-    if channels_last or fabric.device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
-    data = _resident(*training, fabric.device) if resident else training
-    with add_dropout(model, settings.dropout):
-        run = _Run(model, len(data), settings, task, fabric)
-        if (kept := keeper.load()) is not None:
-            run.load_state_dict(kept)
-        _fit(run, data, validation, keeper, report)
+    fabric = open_fabric(settings, device, precision)
+    with launched(fabric):
+        folder = folder if fabric.is_global_zero else None
+        keeper = Keeper(folder, _start(model, training, validation, settings, fabric) if folder else "")
+        if channels_last or fabric.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)
+        data = _resident(*training, fabric.device) if resident else training
+        # a network that was dealt out stays so
+        network = copy.deepcopy(model) if settings.strategy == "fsdp" else model
+        with add_dropout(network, settings.dropout):
+            run = _Run(network, len(data), settings, task, fabric)
+            if (kept := fabric.broadcast(keeper.load())) is not None:
+                run.load_state_dict(kept)
+            _fit(run, data, validation, keeper, report)
     model.train().load_state_dict(run.best_state)
     seconds = run.history[-1]["seconds"]
     rate = len(run.history) * len(data) / seconds
@@ -266,14 +285,15 @@ def _fit(run: _Run, data: TrainingImages, validation: tuple[Tensor, Tensor], kee
     settings, done = run.settings, len(run.history)
     start = time.perf_counter() - (run.history[-1]["seconds"] if done else 0.0)
     total, initial = settings.epochs * len(data), done * len(data)
-    with tqdm(total=total, initial=initial, desc="train", unit="image", disable=None) as bar:
+    hidden = True if run.processes.rank else None
+    with tqdm(total=total, initial=initial, desc="train", unit="image", disable=hidden) as bar:
         while not run.over:
             loss = run.epoch(data, bar)
             run.judge(validation, loss, time.perf_counter() - start)
             bar.set_postfix(val_score=f"{run.history[-1]['val_score']:.4f}")
             keeper.show(run.history)
             if settings.checkpoint and (run.over or len(run.history) % settings.checkpoint == 0):
-                keeper.save(run.state_dict())
+                keeper.save(run.state_dict())  # which all processes must ask for
             if report is not None:
                 report(run.history[-1])
 
@@ -295,24 +315,6 @@ def _resident(images: Tensor, labels: Tensor, device: torch.device) -> Resident:
         raise InputError(
             f"{len(images)} training images do not fit into the memory of {device}: lower train_count or image_size"
         ) from None
-
-
-def _fabric(settings: Settings, device: str, precision: str):
-    from lightning.fabric import Fabric
-
-    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if settings.precision != "auto":
-        precision = settings.precision
-    elif on_gpu:
-        precision = "bf16-mixed"
-    elif precision == "bf16-mixed" and not _computes_bf16():
-        precision = "32-true"
-    return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
-
-
-def _computes_bf16() -> bool:
-    """Whether the processor has instructions for bf16; without, torch would translate every number there and back."""
-    return any(known is True for name, known in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def _check(sets: dict[str, tuple[Tensor, Tensor]]) -> None:

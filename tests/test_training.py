@@ -10,8 +10,9 @@ from lenslib.classification import train_classifier
 from lenslib.errors import InputError
 from lenslib.metrics import macro_auc
 from lenslib.models import create_model
+from lenslib.processes import open_fabric
 from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
-from lenslib.training import Resident, _fabric, predict_logits, train
+from lenslib.training import Resident, predict_logits, train
 
 QUICK = Settings(epochs=3, batch_size=32, learning_rate=3e-3, ema=0.8)
 
@@ -275,8 +276,8 @@ def test_other_errors_of_a_network_are_its_own():
 )
 def test_bf16_only_where_the_processor_computes_it(monkeypatch, known, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known | {"cpu_name": "abacus", "avx2": True})
-    assert _fabric(Settings(), "cpu", "bf16-mixed").strategy.precision.precision == precision
-    assert _fabric(Settings(precision="bf16-mixed"), "cpu", "32-true").strategy.precision.precision == "bf16-mixed"
+    assert open_fabric(Settings(), "cpu", "bf16-mixed").strategy.precision.precision == precision
+    assert open_fabric(Settings(precision="bf16-mixed"), "cpu", "32-true").strategy.precision.precision == "bf16-mixed"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -296,6 +297,12 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     "given",
     [
         {"epochs": 0},
+        {"devices": 0},
+        {"strategy": "deepspeed"},
+        {"strategy": "fsdp"},
+        {"strategy": "fsdp", "devices": 2, "precision": "64-true"},
+        {"compile": True, "devices": 2},
+        {"batch_size": 3, "devices": 4},
         {"batch_size": -1},
         {"learning_rate": 0.0},
         {"learning_rate": -1e-3},

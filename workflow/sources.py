@@ -11,13 +11,14 @@ VIEWS = ["__init__.py", "allocation.py", "cli.py", "notebooks.py", "plotting.py"
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
-VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py"]
+VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
 AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
 AFTER_SIMULATION += ["fit_classify.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
+AFTER_SIMULATION += ["processes.py"]
 
 
 def modules(*but: str) -> list[str]:
