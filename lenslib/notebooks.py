@@ -70,16 +70,27 @@ def inspect(notebook: str | Path) -> dict[str, Parameter]:
 
 def read(notebook: str | Path) -> "NotebookNode":
     """A notebook as nbformat's node; InputError if the file is missing or no notebook."""
+    return _read(notebook, 4)
+
+
+def _read(notebook: str | Path, version: int) -> "NotebookNode":
     import nbformat  # two seconds, which the other commands need not wait for
 
     try:
-        content = nbformat.read(notebook, as_version=nbformat.NO_CONVERT)
+        return nbformat.read(notebook, as_version=version)
     except FileNotFoundError:
         raise InputError(f"{notebook}: no such notebook") from None
     except Exception as error:  # nbformat raises several unrelated types
         raise InputError(f"{notebook}: not a notebook ({str(error).splitlines()[0]})") from None
-    if content.nbformat != 4:
-        raise InputError(f"{notebook}: of version {content.nbformat}; save it as version 4")
+
+
+def read_whole(notebook: str | Path) -> "NotebookNode":
+    """As `read`, of an executed notebook; InputError as well if it was altered since."""
+    import nbformat
+
+    content = _read(notebook, nbformat.NO_CONVERT)  # from an earlier version it would come without its cells
+    if content.get("nbformat") != 4:
+        raise InputError(f"{notebook}: not of version 4, as the workflow writes them; run again what wrote it")
     check_seal(_sealed(content), notebook)
     return content
 
@@ -101,7 +112,7 @@ def verify_run(folder: str | Path) -> "Run":
     for name in run.record.get("files", {}):
         run.path(name)
     if (run.folder / "notebook.ipynb").is_file():
-        read(run.folder / "notebook.ipynb")
+        read_whole(run.folder / "notebook.ipynb")
     return run
 
 
