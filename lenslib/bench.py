@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from lenslib import bench_roulettes, bench_training
+from lenslib import bench_faults, bench_roulettes, bench_training
 from lenslib.bench_options import add_output, check_counts, say
 from lenslib.errors import InputError
 
@@ -24,6 +24,7 @@ def add_parser(commands, device=str) -> None:
     """Add `bench simulate` to the subparsers of the command line; `device` checks the name of one."""
     bench = commands.add_parser("bench", help="measure this library", description="measure this library")
     commands = bench.add_subparsers(title="what to measure", required=True, metavar="WHAT")
+    bench_faults.add_parser(commands)
     bench_roulettes.add_parser(commands)
     bench_training.add_parser(commands)
     summary = "images per second of this library and of its peers, on the same scenes in one run"

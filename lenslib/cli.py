@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     prediction.add_options(
         command("predict", prediction.predict, "what weights say of images (.npy, FITS, or folders)")
     )
-    verify = command("verify", _verify, "check every byte of a data-set folder")
+    verify = command("verify", _verify, "check every byte of a data-set folder, or of a run's")
     verify.add_argument("folder", type=Path)
     status = command("status", _status, "what ran, what is at work, what failed and what remains")
     status.add_argument("results", type=Path, nargs="?", default=Path("results"))
@@ -304,7 +304,12 @@ def _print_metrics(metrics: dict, as_json: bool) -> None:
 
 def _verify(options) -> None:
     from lenslib.dataset import open_dataset
+    from lenslib.notebooks import verify_run
 
+    if (options.folder / "record.json").exists():
+        run = verify_run(options.folder)
+        print(f"{options.folder}: whole; {run.model} on {run.recipe}, seed {run.seed}, of {run.started}")
+        return
     data = open_dataset(options.folder)
     print(f"{options.folder}: whole; {len(data)} images of {data.recipe.name}, seed {data.seed}, digest {data.digest}")
 

@@ -6,8 +6,6 @@ papermill alone only warns about an unknown name, and ignores the annotations of
 import argparse
 import ast
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,9 +16,12 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lenslib.errors import InputError, unknown
+from lenslib.seals import SEAL, check_seal, seal
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
+
+    from lenslib.records import Run
 
 _TYPES = {"int": int, "float": Annotated[float, Field(allow_inf_nan=False)], "bool": bool, "str": str}
 _POSITIVE = ("epochs", "batch_size", "image_size", "crop", "learning_rate", "count")  # and names that end in _count
@@ -69,14 +70,50 @@ def inspect(notebook: str | Path) -> dict[str, Parameter]:
 
 def read(notebook: str | Path) -> "NotebookNode":
     """A notebook as nbformat's node; InputError if the file is missing or no notebook."""
+    return _read(notebook, 4)
+
+
+def _read(notebook: str | Path, version: int) -> "NotebookNode":
     import nbformat  # two seconds, which the other commands need not wait for
 
     try:
-        return nbformat.read(notebook, as_version=4)
+        return nbformat.read(notebook, as_version=version)
     except FileNotFoundError:
         raise InputError(f"{notebook}: no such notebook") from None
     except Exception as error:  # nbformat raises several unrelated types
         raise InputError(f"{notebook}: not a notebook ({str(error).splitlines()[0]})") from None
+
+
+def read_whole(notebook: str | Path) -> "NotebookNode":
+    """As `read`, of an executed notebook; InputError as well if it was altered since."""
+    import nbformat
+
+    content = _read(notebook, nbformat.NO_CONVERT)  # from an earlier version it would come without its cells
+    if content.get("nbformat") != 4:
+        raise InputError(f"{notebook}: not of version 4, as the workflow writes them; run again what wrote it")
+    check_seal(_sealed(content), notebook)
+    return content
+
+
+def _sealed(notebook: "NotebookNode") -> dict[str, Any]:
+    """What the seal of an executed notebook is of, and that seal if it has one."""
+    told = dict(notebook.metadata)
+    return {"cells": notebook.cells, "metadata": told, **told.pop("lenslib", {})}
+
+
+def verify_run(folder: str | Path) -> "Run":
+    """A run of whose files every byte was checked, its executed notebook among them.
+
+    Raises InputError, which names it, for a file that is missing, torn or altered.
+    """
+    from lenslib.records import load_run
+
+    run = load_run(folder)
+    for name in run.record.get("files", {}):
+        run.path(name)
+    if (run.folder / "notebook.ipynb").is_file():
+        read_whole(run.folder / "notebook.ipynb")
+    return run
 
 
 def check(notebook: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,8 +152,8 @@ def execute(
     notebook, output = Path(notebook), Path(output)
     log = Path(log) if log else Path("logs") / notebook.name
     values = check(notebook, parameters)
-    log.parent.mkdir(parents=True, exist_ok=True)
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
         execute_notebook(
             str(notebook),
             str(log),
@@ -132,11 +169,24 @@ def execute(
         raise kind(f"{notebook}, cell {error.exec_count}: {error.ename}: {reason}; its traceback is in {log}") from None
     except DeadKernelError:
         raise NotebookError(f"{notebook}: its process died, perhaps for want of memory; see {log}") from None
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    shutil.copyfile(log, part)  # logs may lie on another file system, where a rename would not be atomic
-    part.replace(output)
+    except OSError as error:
+        raise InputError(f"'{log}' cannot be written ({error.strerror or error}): make room there") from None
+    keep(read(log), output)
     log.unlink()
+
+
+def keep(notebook: "NotebookNode", path: Path) -> None:
+    """Write an executed notebook whole, and sealed. InputError where it cannot be written."""
+    import nbformat
+
+    from lenslib.records import write_whole
+
+    notebook.metadata["lenslib"] = {SEAL: seal(_sealed(notebook))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, nbformat.writes(notebook).encode())
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written ({error.strerror}): make room there") from None
 
 
 def from_text(notebook: str | Path, texts: Mapping[str, Any]) -> dict[str, Any]:

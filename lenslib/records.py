@@ -23,6 +23,7 @@ import pandas as pd
 
 from lenslib.errors import InputError, unknown
 from lenslib.provenance import STARTED, git_commit, library_version, peak_memory_mb, source_digest
+from lenslib.seals import SEAL, check_seal, seal
 
 SCHEMA = 1
 PROFILES = ("full", "desk", "laptop", "test")  # the best first
@@ -115,6 +116,7 @@ def write_run(
     _validate(record, folder)
     contents = _contents(predictions, history, weights, weights_metadata)
     record["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    record[SEAL] = seal(record)
     contents["record.json"] = (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,7 @@ def load_run(folder: str | Path) -> Run:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable record ({error}); run it again or delete its folder") from None
     _validate(record, Path(folder))
+    check_seal(record, path)
     return Run(Path(folder), record)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from lenslib.errors import InputError
-from lenslib.notebooks import read
+from lenslib.notebooks import read_whole
 from lenslib.records import load_run, load_runs
 
 
@@ -36,7 +36,7 @@ def check_executed(path: Path) -> None:
     """InputError unless the notebook ran to its end without an error."""
     if not path.is_file():
         raise InputError(f"{path}: missing; the workflow writes it")
-    notebook = read(path)
+    notebook = read_whole(path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     run = notebook.metadata.get("papermill", {})
     if any("Warning" in output.get("text", "") for output in outputs if output.get("name") == "stderr"):

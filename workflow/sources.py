@@ -3,6 +3,7 @@
 Those that cannot change a result are left out by name, so that a new module counts until someone says that it does not.
 """
 
+import hashlib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,14 +12,14 @@ VIEWS = ["__init__.py", "allocation.py", "cli.py", "notebooks.py", "plotting.py"
 VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
-VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py"]
+VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
 AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
 AFTER_SIMULATION += ["fit_classify.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
-AFTER_SIMULATION += ["processes.py"]
+AFTER_SIMULATION += ["processes.py", "seals.py"]
 
 
 def modules(*but: str) -> list[str]:
@@ -45,3 +46,14 @@ def training() -> list[str]:
 def chapters() -> list[str]:
     """What a chapter depends on: all modules and recipes."""
     return modules() + sorted(map(str, Path("lenslib/recipes").glob("*.yaml")))
+
+
+def digest(paths: list[str]) -> str:
+    """SHA-256 over these files and their names, which a step has among its parameters: it runs again when that is
+    another. As inputs they would make a plan of 10,000 runs one of half a million, and a file that is written after
+    the clock went backwards would look old.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.encode() + b"\0" + Path(path).read_bytes() + b"\0")
+    return found.hexdigest()

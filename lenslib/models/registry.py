@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lenslib.errors import InputError, unknown
+from lenslib.seals import check_beside
 
 FAMILIES = ("convolutional", "transformer", "equivariant", "autoencoder", "moments")
 
@@ -133,6 +134,7 @@ def load_weights(model: nn.Module, path: str | Path, new: Collection[str] = ()) 
     path = Path(path) / "weights.safetensors" if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise InputError(f"weights file '{path}' does not exist; give the path of a .safetensors file")
+    check_beside(path)
     try:
         with safe_open(path, framework="pt") as file:
             said, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
