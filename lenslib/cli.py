@@ -167,9 +167,8 @@ def _models(options) -> None:
 
 def _load_recipe(name, settings: list[str]):
     """The recipe, changed as the `--set` options say."""
-    import yaml
-
     from lenslib.recipe import load_recipe
+    from lenslib.untrusted import parse_yaml
 
     overrides = {}
     for text in settings:
@@ -177,8 +176,8 @@ def _load_recipe(name, settings: list[str]):
         if not separator:
             raise InputError(f"--set needs KEY=VALUE, such as --set substructure.mass_fraction=0.01, not '{text}'")
         try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            overrides[key] = parse_yaml(value)
+        except ValueError:
             raise InputError(f"--set {text}: the value is not valid YAML") from None
     return load_recipe(name, overrides)
 

@@ -100,6 +100,8 @@ def _is_number(name: str) -> bool:
 
 
 def _png(path: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"'{path}': the image '{name}' lies outside its folder: give names in it")
     for file in (path.parent / name, path.parent / "images" / name):
         if file.is_file():
             return file

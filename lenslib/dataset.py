@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -25,8 +26,10 @@ from tqdm import tqdm
 import lenslib
 from lenslib.errors import InputError
 from lenslib.foreign import FoundFiles, LazyImages, find_deeplense, read_deeplense
+from lenslib.npy_files import read_npy
 from lenslib.recipe import Recipe, parse_recipe
 from lenslib.simulate import sample_chunks
+from lenslib.untrusted import parse_json
 
 Batches = Iterable[tuple[Tensor, dict[str, Tensor]]]
 FILES = ("images.npy", "params.parquet")
@@ -219,11 +222,11 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
     if not (folder / "dataset.json").exists():
         return _open_foreign(folder)
     try:
-        content = json.loads((folder / "dataset.json").read_text())
-        if content["seal"] != _seal(content):
+        content = parse_json((folder / "dataset.json").read_bytes())
+        if content["seal"] != _seal(content) or not _is_whole(content):
             raise ValueError("altered")
         digests, recipe, seed, count, units = (content[key] for key in ("sha256", "recipe", "seed", "count", "units"))
-    except (ValueError, OSError, KeyError, TypeError, AttributeError):
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"'{folder}/dataset.json' was altered or cut short: simulate the set again") from None
     for name in FILES:
         if not (folder / name).is_file():
@@ -232,18 +235,40 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
             raise InputError(
                 f"'{folder / name}' was altered or cut short (its SHA-256 differs): simulate the set again"
             )
+    recipe = parse_recipe(recipe, str(folder))
+    images, params = _read_files(folder, count)
+    labels = params["label"].to_numpy() if "label" in params else np.array([""])
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(recipe.classes):
+        raise InputError(f"'{folder}' has labels that are none of {len(recipe.classes)} classes: simulate it again")
+    digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
+    return DataSet(folder, images, labels.astype(np.int64), params, recipe, seed, digest, units)
+
+
+def _is_whole(content: dict) -> bool:
+    """Whether dataset.json, which anyone can seal, says what `write_batches` says."""
+    counts = all(type(content[name]) is int and content[name] >= least for name, least in (("seed", 0), ("count", 1)))
+    digests = all(isinstance(content["sha256"][name], str) for name in FILES)
+    return counts and digests and isinstance(content["recipe"], str) and content["units"] in UNITS
+
+
+def _read_files(folder: Path, count: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """Images, memory-mapped, and parameters, as many as dataset.json says."""
+    images = read_npy(folder / "images.npy", mapped=True)
+    if images.dtype != np.float32 or images.ndim != 4 or not images.size or images.shape[2] != images.shape[3]:
+        raise InputError(
+            f"'{folder}/images.npy' holds {images.dtype} {list(images.shape)}, not float32 [n, c, h, h]: simulate again"
+        )
     try:
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        params = pd.read_parquet(folder / "params.parquet")
-    except (ValueError, OSError) as error:
-        raise InputError(f"'{folder}' cannot be read ({error}): simulate the set again") from None
+        rows = pq.read_metadata(folder / "params.parquet").num_rows
+        params = pd.read_parquet(folder / "params.parquet") if rows == count else range(rows)
+    except Exception as error:  # arrow raises whatever damage leads it to
+        reason = " ".join(str(error).split())
+        raise InputError(f"'{folder}/params.parquet' cannot be read ({reason:.200}): simulate the set again") from None
     if not len(images) == len(params) == count:
         raise InputError(
             f"'{folder}' holds {len(images)} images and {len(params)} rows, not {count}: simulate it again"
         )
-    digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
-    labels = params["label"].to_numpy(np.int64)
-    return DataSet(folder, images, labels, params, parse_recipe(recipe, str(folder)), seed, digest, units)
+    return images, params
 
 
 def _open_foreign(folder: Path) -> DataSet:

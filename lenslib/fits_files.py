@@ -1,6 +1,7 @@
 """Images from FITS files, through astropy."""
 
 import warnings
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from lenslib.errors import InputError
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fits.fz")
+# a few bytes of a compressed file can claim more than any memory holds
+MOST_PIXELS = 2**28
 
 
 def is_fits(path: str | Path) -> bool:
@@ -36,8 +39,12 @@ def read_fits(path: str | Path) -> tuple[np.ndarray, float | None]:
                 for unit in units:
                     sides = [length for length in unit.shape if length != 1] if unit.is_image else []
                     if len(sides) == 2 and 0 not in sides:
+                        if prod(sides) > MOST_PIXELS:
+                            raise InputError(f"'{path}': has {sides[1]} x {sides[0]} pixels: cut the lens out")
                         return np.asarray(unit.data).reshape(sides).astype(np.float32), _pixel_scale(unit.header)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, MemoryError, fits.VerifyError):
+    except InputError:
+        raise
+    except Exception:  # astropy, gzip and the decompressors raise whatever damage leads them to
         raise InputError(f"'{path}': it is not a whole FITS file: fetch it again") from None
     raise InputError(f"'{path}': no part of this FITS file holds pixels in two dimensions: give an image")
 
@@ -55,6 +62,6 @@ def _pixel_scale(header) -> float | None:
         # FITS has angles in degrees where it does not say
         degrees = 1.0 if unit == units.dimensionless_unscaled else unit.to(units.deg)
         scale = float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix[:2, :2])))) * degrees * 3600
-    except (ValueError, LookupError):  # coordinates of something else, or damaged: the pixels are good all the same
+    except Exception:  # coordinates of something else, or damaged in any way: the pixels are good all the same
         return None
     return scale if np.isfinite(scale) and scale > 0 else None

@@ -18,9 +18,12 @@ from lenslib.fits_files import is_fits, read_fits
 from lenslib.foreign import split_masses
 from lenslib.models import create_model, load_weights
 from lenslib.npy_files import read_npy
-from lenslib.targets import Targets
+from lenslib.targets import KINDS, Targets
 from lenslib.training import predict_logits
+from lenslib.untrusted import parse_json
 
+# a side of an image, and its colours, that weights can ask for
+MOST_PIXELS, MOST_COLOURS = 1024, 32
 METADATA = ("model", "recipe", "classes", "image_size", "native_size", "crop", "in_chans")
 ESTIMATOR_METADATA = ("model", "recipe", "recipe_digest", "targets", *METADATA[3:])
 
@@ -118,7 +121,7 @@ def metadata_of(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
-    except SafetensorError:
+    except (SafetensorError, OSError):
         raise InputError(
             f"'{path}' is not a safetensors file (pickled weights are refused: opening one can run code)"
         ) from None
@@ -130,9 +133,14 @@ def _facts(path: str | Path, metadata: dict[str, str], names: tuple[str, ...]):
     if missing:
         raise InputError(f"'{path}' does not say its {', '.join(missing)}: it was not written by `lenslib train`")
     try:
-        return json.loads(metadata[names[-5]]), [int(metadata[name]) for name in names[-4:]]
-    except (ValueError, TypeError):
+        facts, sizes = parse_json(metadata[names[-5]]), [int(metadata[name]) for name in names[-4:]]
+    except ValueError:
         raise InputError(f"'{path}' has a damaged entry among its {', '.join(names[-5:])}") from None
+    # memory is taken for a network of these sizes before its weights are seen not to fit
+    for name, size, most in zip(names[-4:], sizes, (*[MOST_PIXELS] * 3, MOST_COLOURS), strict=True):
+        if not 0 < size <= most:
+            raise InputError(f"'{path}' says {name} {size}, which is not between 1 and {most}")
+    return facts, sizes
 
 
 def _network(path: str | Path, model: str, outputs: int, size: int, in_chans: int) -> nn.Module:
@@ -246,7 +254,10 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
     try:
         targets = Targets(**{name: tuple(part) if isinstance(part, list) else part for name, part in entry.items()})
         outputs = len(targets.columns)
-    except (TypeError, AttributeError, ValueError):
+        numbers = np.array([targets.offset, targets.scale], float)
+        if targets.kind not in KINDS or numbers.shape != (2, outputs) or not np.isfinite(numbers).all():
+            raise ValueError("not what Targets.to_dict gives")
+    except (TypeError, AttributeError, ValueError, LookupError, OverflowError):
         raise InputError(f"'{path}' has a damaged entry among its targets") from None
     if recipe is not None and metadata["recipe_digest"] != recipe_digest(recipe):
         same = " as it was then" if recipe.name == metadata["recipe"] else ""

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lenslib.errors import InputError, unknown
 from lenslib.seals import SEAL, check_seal, seal
+from lenslib.untrusted import parse_yaml
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -197,8 +197,8 @@ def from_text(notebook: str | Path, texts: Mapping[str, Any]) -> dict[str, Any]:
         value = text
         if isinstance(text, str) and name in parameters and parameters[name].type is not str:
             try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError:
+                value = parse_yaml(text)
+            except ValueError:
                 pass
             if parameters[name].annotation == "float" and isinstance(value, str):
                 try:
@@ -238,9 +238,9 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+        content = parse_yaml(path.read_text(encoding="utf-8"), aliases=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({error})") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: must map parameter names to values")
     return content

@@ -1,9 +1,14 @@
 """Reads `.npy` files of anyone's making. Nothing in them is ever run: an object array goes through an unpickler that
 knows arrays and numbers, builds them itself, and refuses every other name."""
 
+import io
 import os
 import pickle
+import pickletools
 import re
+import struct
+import zipfile
+import zlib
 from math import prod
 from pathlib import Path
 from tokenize import TokenError
@@ -14,7 +19,11 @@ from lenslib.errors import InputError
 
 # what numpy's header parser and the pickle machine raise on damaged bytes
 _DAMAGE = (ValueError, OSError, EOFError, MemoryError, SyntaxError, TokenError, RecursionError)
-_DAMAGED_PICKLE = (*_DAMAGE, pickle.UnpicklingError, AttributeError, TypeError, LookupError, OverflowError)
+_DAMAGE += (TypeError, LookupError, AttributeError, OverflowError)
+_DAMAGED_PICKLE = (*_DAMAGE, pickle.UnpicklingError, struct.error)
+_DAMAGED_ZIP = (*_DAMAGE, zipfile.BadZipFile, zlib.error, RuntimeError, struct.error)
+# bytes of all arrays of an .npz file, which a file of a thousandth of that can claim
+MOST_BYTES = 8e9
 
 
 class _Refused(Exception):
@@ -108,6 +117,8 @@ def read_npy(path: str | Path, mapped: bool = False) -> np.ndarray:
             shape, fortran, dtype = _header(file)
             if dtype.kind == "O":
                 return _read_objects(file, shape)
+            if min(shape, default=0) < 0:
+                raise ValueError("a side below zero")
             if prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size - file.tell():
                 raise ValueError("cut short")
         mode = "r" if mapped and prod(shape) else None
@@ -119,6 +130,30 @@ def read_npy(path: str | Path, mapped: bool = False) -> np.ndarray:
     except _DAMAGE as error:
         pickled = "allow_pickle" in str(error)
         reason = "it holds pickled objects, which are refused" if pickled else "it is not a whole .npy file"
+        raise InputError(f"'{path}': {reason}") from None
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of numbers and texts in an `.npz` file, by name.
+
+    InputError for a file that is absent, damaged, larger than `MOST_BYTES`, or holds pickled objects or anything else.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.infolist()) > MOST_BYTES:
+                raise InputError(f"'{path}': its arrays take more than {MOST_BYTES / 1e9:.0f} GB: split them")
+            found = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("something else")
+        return found
+    except FileNotFoundError:
+        raise InputError(f"'{path}': no such file") from None
+    except InputError:
+        raise
+    except _DAMAGED_ZIP as error:
+        pickled = "allow_pickle" in str(error)
+        reason = "it holds pickled objects, which are refused" if pickled else "it is not a whole .npz file"
         raise InputError(f"'{path}': {reason}") from None
 
 
@@ -135,7 +170,12 @@ def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _read_objects(file, shape) -> np.ndarray:
     try:
-        array = _Unpickler(file, encoding="latin1").load()
+        content = file.read()
+        for operation, number, _ in pickletools.genops(content):
+            # the unpickler makes room for as many things as one of them is numbered
+            if operation.name.endswith("PUT") and number > len(content):
+                raise ValueError("a number beyond reason")
+        array = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(array, _Array) or array.shape != shape or not isinstance(array.content, list):
             raise ValueError("not the array of the header")
         content = np.empty(len(array.content), object)

@@ -22,6 +22,7 @@ from lenslib.priors import Shear, Strict, prior
 from lenslib.roulette_recipe import RouletteRecipe
 from lenslib.sources import Galaxy
 from lenslib.substructure import Population, smooth_theta_E, tracers
+from lenslib.untrusted import parse_yaml
 
 # images of one class in a chunk; a chunk is the unit that is drawn and rendered with one fixed shape
 PER_CLASS = 32
@@ -252,9 +253,9 @@ def parse_recipe(
 ) -> Recipe | RouletteRecipe:
     """A recipe from YAML text; `origin` names it in errors."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{origin}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{origin}: a recipe is a mapping of names to values")
     for key, value in (overrides or {}).items():

@@ -8,10 +8,10 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +22,10 @@ import numpy as np
 import pandas as pd
 
 from lenslib.errors import InputError, unknown
+from lenslib.npy_files import read_npz
 from lenslib.provenance import STARTED, git_commit, library_version, peak_memory_mb, source_digest
 from lenslib.seals import SEAL, check_seal, seal
+from lenslib.untrusted import parse_json
 
 SCHEMA = 1
 PROFILES = ("full", "desk", "laptop", "test")  # the best first
@@ -35,7 +37,10 @@ CHECKPOINT, UNFINISHED = "checkpoint.bin", "history.unfinished.csv"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot (it separates the parts of a key), no slash (paths stay inside results)
 _PLACE = ("profile", "task", "recipe", "model")
-_REQUIRED = {"schema", *_PLACE, "seed", "parameters", "metrics", "datasets", "seconds", "device", "source_digest"}
+_TYPES = {"seed": int, "parameters": dict, "metrics": dict, "datasets": dict, "seconds": dict, "files": dict}
+_TYPES |= dict.fromkeys(("device", "source_digest", "started", "library_version"), str)
+_JSON = {int: "a whole number", dict: "a JSON object", str: "a text"}
+_REQUIRED = {"schema", *_PLACE, *_TYPES} - {"files", "library_version"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Run:
 
     def path(self, name: str) -> Path:
         """The path of one of the run's files; InputError if it is missing or not the one that the run wrote."""
+        if not _is_plain(name):
+            raise InputError(f"{self.folder}: '{name}' is no file of a run: its files lie in its folder")
         path = self.folder / name
         if not path.is_file():
             raise InputError(f"{path}: missing; run again what wrote {self.folder}")
@@ -61,16 +68,22 @@ class Run:
 
     def predictions(self) -> dict[str, np.ndarray]:
         """The arrays of `predictions.npz`, as the run wrote them."""
-        with np.load(self.path("predictions.npz"), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return read_npz(self.path("predictions.npz"))
 
     def history(self) -> pd.DataFrame:
         """One row an epoch."""
-        return pd.read_csv(self.path("history.csv"))
+        path = self.path("history.csv")
+        try:
+            return pd.read_csv(path)
+        except (ValueError, OSError):
+            raise InputError(f"{path}: not a table; run it again") from None
 
 
 def run_folder(results: str | Path, profile: str, task: str, recipe: str, model: str, seed: int) -> Path:
-    """`results/<profile>/<task>/<recipe>/<model>/seed<k>`."""
+    """`results/<profile>/<task>/<recipe>/<model>/seed<k>`. InputError for a name that would lead elsewhere."""
+    for kind, name in zip(_PLACE, (profile, task, recipe, model), strict=True):
+        if not _NAME.fullmatch(str(name)):
+            raise InputError(f"{kind} {name!r} must be letters, digits, '_' and '-': it names a folder of results")
     return Path(results) / profile / task / recipe / model / f"seed{seed}"
 
 
@@ -134,7 +147,7 @@ def load_run(folder: str | Path) -> Run:
     """Read and validate one run folder; InputError names the file that is missing, torn or wrong."""
     path = Path(folder) / "record.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: missing; run it again or delete its folder") from None
     except (OSError, ValueError) as error:
@@ -280,6 +293,11 @@ def _field(record: Any, names: Sequence[str]) -> Any:
     return record
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a file's name leads nowhere else."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
 def _validate(record: Any, folder: Path) -> None:
     """InputError unless `record` is whole, and is the record of this folder."""
     path = folder / "record.json"
@@ -287,30 +305,35 @@ def _validate(record: Any, folder: Path) -> None:
         missing = sorted(_REQUIRED - set(record)) if isinstance(record, dict) else "a JSON object"
         raise InputError(f"{path}: not a run record, it lacks {missing}; run it again or delete its folder")
     if record["schema"] != SCHEMA:
-        raise InputError(f"{path}: schema {record['schema']!r}; this version reads schema {SCHEMA}")
+        raise InputError(f"{path}: schema {record['schema']!r:.80}; this version reads schema {SCHEMA}")
     for name in _PLACE:
         if not isinstance(record[name], str) or not _NAME.fullmatch(record[name]):
-            raise InputError(f"{path}: {name} {record[name]!r} must be letters, digits, '_' and '-'")
+            raise InputError(f"{path}: {name} {record[name]!r:.80} must be letters, digits, '_' and '-'")
     place = (*(record[name] for name in _PLACE), f"seed{record['seed']}")
     if folder.resolve().parts[-5:] != place:
         raise InputError(f"{path}: is a record of {'/'.join(place)}; a run must lie in the folder of that name")
-    if not isinstance(record["metrics"], dict):
-        raise InputError(f"{path}: metrics must be a JSON object")
+    for name, kind in _TYPES.items():
+        if name in record and type(record[name]) is not kind:
+            raise InputError(f"{path}: {name} {record[name]!r:.80} is not {_JSON[kind]}; run it again")
+    if stray := [name for name in record.get("files", {}) if not _is_plain(name)]:
+        raise InputError(f"{path}: names files outside its folder, such as {stray[0]!r:.80}; delete that folder")
+    if not all(isinstance(value, int | float) for value in record["seconds"].values()):
+        raise InputError(f"{path}: seconds must be numbers; run it again")
     for name, metric in record["metrics"].items():
         _validate_metric(path, name, metric)
 
 
 def _validate_metric(path: Path, name: str, metric: Any) -> None:
     if not _NAME.fullmatch(name):
-        raise InputError(f"{path}: metric name {name!r} must be letters, digits, '_' and '-'")
+        raise InputError(f"{path}: metric name {name!r:.80} must be letters, digits, '_' and '-'")
     if isinstance(metric, str):
         return
     parts = metric if isinstance(metric, dict) else {"value": metric}
     if "value" not in parts or not set(parts) <= {"value", "low", "high"}:
         raise InputError(f"{path}: metric '{name}' must be a number or have value, low and high, not {sorted(parts)}")
     for part, value in parts.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{path}: metric '{name}' has {part} {value!r}, not a finite number; leave it out")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise InputError(f"{path}: metric '{name}' has {part} {value!r:.80}, not a finite number; leave it out")
 
 
 def _contents(predictions, history, weights, weights_metadata) -> dict[str, bytes]:

@@ -4,16 +4,14 @@ A run that is over has a record, and an executed chapter its notebook. One that 
 grows as it runs and holds the traceback if it failed, or a history that grows by a line an epoch.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import yaml
-
 from lenslib.errors import InputError
 from lenslib.records import CHECKPOINT, UNFINISHED, Run, load_runs
+from lenslib.untrusted import parse_json, parse_yaml
 
 DONE, FAILED, BEGUN, PLANNED = "done", "failed", "begun", "planned"
 _CHAPTERS = "chapters"
@@ -71,7 +69,7 @@ def _name(path: Path, root: Path) -> str:
 
 def _planned(plan: Path) -> list[str]:
     try:
-        config = yaml.safe_load(plan.read_text(encoding="utf-8"))
+        config = parse_yaml(plan.read_text(encoding="utf-8"), aliases=True)
         runs = [
             f"{run['task']}/{Path(run['recipe']).stem}/{run['model']}/seed{seed}"
             for run in config["runs"]
@@ -79,7 +77,7 @@ def _planned(plan: Path) -> list[str]:
         ]
         chapters = [f"{_CHAPTERS}/{name}" for name in config["chapters"]]
         return [f"{config['profile']}/{name}" for name in (*runs, *chapters)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"'{plan}' is no profile of the workflow ({reason}): name one of workflow/*.yaml") from None
 
@@ -111,7 +109,8 @@ def _logged(path: Path, name: str) -> Status:
 def _notebook(path: Path) -> dict:
     """Its JSON; nothing of one that is being written at this moment."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
 

@@ -11,11 +11,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bleach
+import nbformat
 import yaml
+from bleach.css_sanitizer import CSSSanitizer
 
 from lenslib.errors import InputError
 from lenslib.notebooks import read_whole
 from lenslib.records import load_run, load_runs
+
+# of what a cell shows: pictures and words, and sliders, which MyST-NB writes as data
+SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
+SHOWN |= {"application/vnd.jupyter.widget-view+json"}
+# the HTML of tables, as pandas writes it
+TAGS = {*bleach.ALLOWED_TAGS, *"table caption thead tbody tr th td style div p br span pre".split()}
+ATTRIBUTES = {"*": ["class", "id", "style", "title"], "a": ["href"], "table": ["border"], "style": ["type"]}
+ATTRIBUTES |= dict.fromkeys(("th", "td"), ["colspan", "rowspan", "scope"])
 
 
 def chapters(toc: Path) -> list[str]:
@@ -47,6 +58,19 @@ def check_executed(path: Path) -> None:
         raise InputError(f"{path}: was not run by the workflow")
 
 
+def without_script(outputs: list) -> list:
+    """What cells show, with nothing in it that a browser would run: of HTML the harmless part, as text the rest."""
+    for output in outputs:
+        data = output.get("data", {})
+        for kind in set(data) - SHOWN:
+            del data[kind]
+        if "text/html" in data:
+            data["text/html"] = bleach.clean(data["text/html"], TAGS, ATTRIBUTES, css_sanitizer=CSSSanitizer())
+        if "text/markdown" in data:
+            data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
+    return outputs
+
+
 def assemble(source: Path, executed: Path) -> None:
     """Lay out the book's sources in the folder `source`, with the executed chapters from `executed`."""
     names = chapters(Path("book/_toc.yml"))
@@ -57,7 +81,11 @@ def assemble(source: Path, executed: Path) -> None:
     shutil.copy("_config.yml", source)
     (source / "notebooks").mkdir()
     for name in names:
-        shutil.copy(executed / f"{name}.ipynb", source / "notebooks")
+        notebook = read(executed / f"{name}.ipynb")
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = without_script(cell.outputs)
+        nbformat.write(notebook, source / "notebooks" / f"{name}.ipynb")
 
 
 def build(results: Path, profile: str, build: Path, records: list[str]) -> None:

@@ -44,7 +44,7 @@ def how_it_was_run(source: Path, docname: str, quotes: bool) -> str:
     settings = {name: value for name, value in run["parameters"].items() if name not in PLACES}
     settings = {name: settings[name] for name in ("profile", "seed") if name in settings} | settings
     date = datetime.fromisoformat(run["end_time"])
-    words = ", ".join(f"{name} {html.escape(str(value))}" for name, value in settings.items())
+    words = ", ".join(f"{html.escape(f'{name} {value}')}" for name, value in settings.items())
     notebook = f'<a href="{"../" * docname.count("/")}_sources/{docname}.ipynb" download>notebook as it ran</a>'
     here = ' · <a href="#records-of-this-chapter">records quoted here</a>' if quotes else ""
     return f"Run on {date.day} {date:%B %Y} with {words} · {notebook}{here}"
@@ -52,7 +52,7 @@ def how_it_was_run(source: Path, docname: str, quotes: bool) -> str:
 
 def link(run: Run, docname: str) -> str:
     name = f"{run.task} / {run.recipe} / {run.model} / seed {run.seed} ({run.profile})"
-    return f'<a href="{place_in_book(run, docname)}">{name}</a>'
+    return f'<a href="{html.escape(place_in_book(run, docname))}">{html.escape(name)}</a>'
 
 
 class RecordTable(SphinxDirective):
@@ -63,7 +63,7 @@ class RecordTable(SphinxDirective):
         rows = []
         for run in records().runs:
             self.env.note_dependency(str(run.folder / "record.json"))
-            cells = [link(run, self.env.docname), run.started[:10], html.escape(run.device)]
+            cells = [link(run, self.env.docname), html.escape(run.started[:10]), html.escape(run.device)]
             cells += [f"<code>{html.escape(str(text)[:8])}</code>" for text in (run.git_commit, run.source_digest)]
             rows.append("".join(f"<td>{cell}</td>" for cell in cells))
         above = "".join(f'<th scope="col">{name}</th>' for name in head)

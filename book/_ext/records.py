@@ -2,6 +2,7 @@
 
     {rec}`classification.deeplense_1.best.macro_auc:.4f`     0.9871
     {rec}`classification.deeplense_1.best.macro_auc:ci.4f`   0.9871 (95 % interval 0.9850 to 0.9890)
+    {rec}`1e6 / bench.deeplense_1.simulate.images_per_second / 3600:.1f`   hours for a million, at the rate measured
 
 The key is that of `lenslib.records.Records.lookup`, the rest a Python format. A key without a record is a warning,
 which fails the build. Records are read from the folder named in LENSLIB_RESULTS (default `results`). Every number is a
@@ -10,6 +11,7 @@ link to its record, which the extension `origins` lays into the book.
 
 import html
 import os
+import re
 from functools import cache
 
 from docutils import nodes
@@ -18,6 +20,9 @@ from sphinx.util.docutils import SphinxRole
 
 from lenslib.errors import InputError
 from lenslib.records import Found, Records, Run
+
+# a key in a sum: a number and a sign before it, signs and numbers behind it
+_SUM = re.compile(r"(?:(?P<before>[\d.]+(?:e\d+)? [*/]) )?(?P<key>[^\s*/]+)(?P<behind>(?: [*/] [\d.]+(?:e\d+)?)*)")
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +38,35 @@ class recorded(nodes.inline):  # noqa: N801 (docutils names its nodes so)
 
 def render(key: str, spec: str) -> tuple[str, Found]:
     """The text for one key and format, and what it was made from."""
-    found = records().find(key)
+    found = _after(*_parts(key))
     if not spec.startswith("ci"):
         plain = isinstance(found.value, str) or (isinstance(found.value, int) and not spec)
         return str(found.value) if plain else format(found.value, spec or ".4g"), found
     value, low, high = (format(records().lookup(f"{key}.{part}"), spec[2:]) for part in ("value", "low", "high"))
     return f"{value} (95 % interval {low} to {high})", found
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """What stands before a key, the key, and what stands behind it; InputError for more than `*`, `/` and numbers."""
+    if not (match := _SUM.fullmatch(text)):
+        raise InputError(f"record key '{text}': beside a key stand numbers, * and / alone")
+    return match["before"] or "", match["key"], match["behind"]
+
+
+def _after(before: str, key: str, behind: str) -> Found:
+    """What a key gives, after the sum that it is in."""
+    found = records().find(key)
+    if not before + behind:
+        return found
+    if not isinstance(found.value, int | float):
+        raise InputError(f"record key '{key}': {found.value!r} is no number to reckon with")
+    value = found.value
+    if before:
+        number, sign = before.split()
+        value = float(number) / value if sign == "/" else float(number) * value
+    for sign, number in re.findall(r"([*/]) (\S+)", behind):
+        value = value / float(number) if sign == "/" else value * float(number)
+    return Found(float(value), found.runs)
 
 
 def origin(found: Found) -> str:

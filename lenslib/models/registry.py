@@ -138,7 +138,7 @@ def load_weights(model: nn.Module, path: str | Path, new: Collection[str] = ()) 
     try:
         with safe_open(path, framework="pt") as file:
             said, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(
             f"'{path}' is not a safetensors file; convert it with safetensors.torch.save_file "
             "(pickled weights are refused: opening one can run code)"

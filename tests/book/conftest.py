@@ -1,5 +1,6 @@
 """One run of the whole workflow, with the sizes of the test profile, for all tests of its results."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Workflow:
 def workflow(tmp_path_factory) -> Workflow:
     """The test profile, from nothing to the rendered book."""
     workflow = Workflow(tmp_path_factory.mktemp("workflow"))
+    # what is measured apart from the workflow comes with the repository
+    shutil.copytree(REPOSITORY / "results/desk/bench", workflow.results / "desk/bench")
     done = workflow.run()
     if done.returncode:
         pytest.fail(f"the workflow failed:\n{done.stdout[-8000:]}", pytrace=False)

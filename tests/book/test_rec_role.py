@@ -47,6 +47,15 @@ def test_numbers_are_formatted_and_say_where_they_come_from(render):
     assert [text.split("</a>")[0] for text in page.split(f'<a class="rec" {place}>')[1:]] == shown
 
 
+def test_a_sum_is_reckoned_with_the_record(render):
+    code, page, messages = render(
+        "{rec}`3 * t.r.m.bare:.3f`; {rec}`1e6 / t.r.m.parameters.count / 60:.4f`; {rec}`t.r.m.bare * 4 / 2:.2f`"
+    )
+    assert code == 0, messages
+    numbers = [text.split(">")[1].split("<")[0] for text in page.split('<a class="rec"')[1:]]
+    assert numbers == ["0.375", f"{1e6 / 12000 / 60:.4f}", "0.25"]
+
+
 @pytest.mark.parametrize(
     ("role", "message"),
     [
@@ -54,6 +63,9 @@ def test_numbers_are_formatted_and_say_where_they_come_from(render):
         ("t.r.gone.auc", "unknown model"),
         ("t.r.m.bare:ci.2f", "unknown field"),
         ("t.r.m.auc:.3q", "Invalid format|Unknown format"),
+        ("t.r.m.name * 2", "no number"),
+        ("t.r.m.bare ** 2", "numbers, \\* and / alone"),
+        ("t.r.m.bare + 2", "numbers, \\* and / alone"),
         ("nonsense", "expected task.recipe.model.field"),
     ],
 )
