@@ -81,7 +81,7 @@ def assemble(source: Path, executed: Path) -> None:
     shutil.copy("_config.yml", source)
     (source / "notebooks").mkdir()
     for name in names:
-        notebook = read(executed / f"{name}.ipynb")
+        notebook = read_whole(executed / f"{name}.ipynb")
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = without_script(cell.outputs)
