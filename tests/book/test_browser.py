@@ -13,7 +13,11 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 CHAPTERS = sorted(yaml.safe_load((REPOSITORY / "workflow/test.yaml").read_text())["chapters"])
-PAGES = ["search", "genindex", *(f"book/{name}" for name in ("intro", "cluster", "scale", "records", "faults", "references"))]
+PAGES = [
+    "search",
+    "genindex",
+    *(f"book/{name}" for name in ("intro", "cluster", "scale", "records", "faults", "references")),
+]
 PAGES += [f"notebooks/{name}" for name in CHAPTERS]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
