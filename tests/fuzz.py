@@ -183,12 +183,18 @@ def _fits() -> list[bytes]:
 
 @cache
 def _data_set() -> dict[str, bytes]:
-    from lenslib.dataset import write_dataset
+    import torch
+
+    from lenslib.dataset import write_batches
     from lenslib.recipe import load_recipe
 
     recipe = load_recipe("deeplense_1", {"instrument.pixels": 16, "instrument.pixel_scale": 0.3})
     with tempfile.TemporaryDirectory() as place:
-        folder = write_dataset(recipe, 6, 0, Path(place) / "set", progress=False).folder
+        drawn = (
+            torch.from_numpy(_image()).repeat(6, 1, 1, 1),
+            {"label": torch.arange(6) % 3, "theta_E": torch.ones(6)},
+        )
+        folder = write_batches(recipe, 6, 1, [drawn], 0, Path(place) / "set").folder
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

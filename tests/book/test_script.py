@@ -1,5 +1,6 @@
 """Nothing that a notebook or a record says becomes a script in the book."""
 
+import html
 import json
 import os
 import re
@@ -86,12 +87,14 @@ def test_other_kinds_are_left_out(kind):
 
 def test_tables_stay_as_they_are():
     table = pd.DataFrame({"model": ["vit", "a & b"], "auc": [0.5, 0.75]})
-    for html in (table._repr_html_(), table.style.background_gradient(subset=["auc"])._repr_html_()):
-        (output,) = book.without_script([new_output("display_data", {"text/html": html})])
-        before, after = (re.findall(r">\s*([^<>]*[^<>\s])\s*<", text) for text in (html, output.data["text/html"]))
+    # pandas escapes names in the first form alone
+    for shown in (table._repr_html_(), table.style.background_gradient(subset=["auc"])._repr_html_()):
+        (output,) = book.without_script([new_output("display_data", {"text/html": shown})])
+        cleaned = output.data["text/html"]
+        before, after = (re.findall(r">\s*([^<>]*[^<>\s])\s*<", html.unescape(text)) for text in (shown, cleaned))
         assert before == after
-        assert "a &amp; b" in after
-        assert html.count("background-color") == output.data["text/html"].count("background-color")
+        assert "a & b" in after
+        assert shown.count("background-color") == cleaned.count("background-color")
 
 
 @pytest.fixture(scope="module")
