@@ -276,6 +276,8 @@ def refine(
     Of a roulette recipe, whose noise is its own, or a smooth lens and source of any other (see
     `lenslib.roulette_fit.refine_roulettes` and `lenslib.refine.refine`), which needs `noise`: the standard deviation of
     every pixel. Returns a `Fit`: parameters with covariances, chi-square, whether it converged, residuals.
+    Roulettes keep to the distances and Einstein radii that the recipe draws; an image that stays in doubt costs half a
+    minute, which fewer `evolutions` of `refine_roulettes` save.
     InputError for images of the wrong size, of one brightness or not finite, starts that do not fit them, and a noise
     map that is missing or not positive.
     """

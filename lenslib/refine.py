@@ -240,6 +240,8 @@ def packed(model, starts: Tensor | dict[str, Tensor], count: int) -> Tensor:
         return starts
     if lack := [name for name in model.names if name not in starts and name not in CENTRE]:
         raise InputError(f"starts lack {', '.join(lack)}: give every parameter of the lens and its source")
+    if sum(name in starts for name in CENTRE if name in model.names) == 1:
+        raise InputError(f"starts have one of {' and '.join(CENTRE)}: give the camera's place whole, or not at all")
     given = {name: torch.as_tensor(starts[name]) for name in model.names if name in starts}
     for name, value in given.items():
         if value.shape != (count,):

@@ -62,12 +62,12 @@ def refine_roulettes(
     `starts`: parameters by name, each [n] (a network's estimate), or fitted numbers [n, s, k]
     (`RouletteTemplates.starts`), of which the next is tried where the one before led to no good fit of light read
     exactly; where an estimate did not, a search begins. Where the camera was moved by whole pixels and an image without
-    noise tells by how many, they are taken as known; while there is doubt, the search goes on, at last with so many
-    `evolutions` of seconds each. Fits that explain the image through the bitmap have the deviations
-    of rounding alone. Those of noisy images, which hide the bitmap, hold its jumps as well; those of other images, and
-    of images turned after they were read, take its jumps for independent: too narrow where a lens hardly bends.
-    Fits keep to the Einstein radii and distances that the recipe draws. One that has not converged is flagged, not
-    hidden.
+    noise tells by how many, they are taken as known, with deviations of 0; while there is doubt, the search goes on, at
+    last with so many `evolutions` of seconds each. Fits keep to the Einstein radii and distances that the recipe draws.
+
+    Fits that explain the image through the bitmap have the deviations of rounding alone. Those of noisy images, which
+    hide the bitmap, hold its jumps as well; those of other images, and of images turned after they were read, take its
+    jumps for independent: too narrow where a lens hardly bends. A fit that has not converged is flagged, not hidden.
     Raises InputError for images that are not finite, of one brightness, or not of the recipe's size, for starts that do
     not fit the images, and recipes that vary chi.
     """

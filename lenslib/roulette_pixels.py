@@ -13,8 +13,8 @@ from lenslib.roulette_recipe import RouletteRecipe
 
 # shares of the bitmap's noise that are left, step by step
 COOLING = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0, 0.0, 0.01, 0.001, 0.0, 0.0, 0.003, 0.0003, 0.0, 0.0)
-# pixels of a glance, how rarely a dark one is looked at, and pixels a side about light that count as lit
-_GLANCE, _DARK, _BESIDE = 512, 0.005, 9
+# pixels of a glance, and pixels a side about light that count as lit
+_GLANCE, _BESIDE = 512, 9
 # grey levels that rounding may move a pixel, and the share of lit pixels that may be off by more in a fit that explains
 # its image
 _ROUNDED, _OFF = 0.6, 0.005
@@ -45,13 +45,13 @@ class Seen:
 
 
 def worth(recipe: RouletteRecipe, images: Tensor) -> Tensor:
-    """The order in which pixels are looked at, [n, pixels]: below 1 in and beside light, drawn at random, and seldom
-    elsewhere."""
+    """The order in which pixels are looked at, [n, pixels]: at random those in and beside light, below 1, and then
+    others."""
     # noise that is cut off at zero has a mean of 0.4 deviations
     dark = 0.75 * recipe.instrument.noise_sd
     near = avg_pool2d(images, _BESIDE, 1, _BESIDE // 2).flatten(1) > dark
     drawn = torch.rand(near.shape[1], generator=torch.Generator().manual_seed(0))
-    return torch.where(near, drawn, 1 + drawn / _DARK)
+    return torch.where(near, drawn, 1 + drawn)
 
 
 def seen_at(model: RouletteModel, images: Tensor, order: Tensor, most: int) -> Seen:

@@ -124,6 +124,17 @@ def test_a_lens_evolves_to_the_truth_along_a_valley():
     assert left[2].max() < 1.1  # rounding alone
 
 
+def test_a_lens_taken_for_one_on_the_other_side_evolves_from_any_that_the_recipe_draws():
+    recipe, images, truth = scenes("roulette_sis")
+    model, heaviest = RouletteModel(recipe), truth["einstein_radius"].argmax()[None]
+    view = seen_at(model, images, worth(recipe, images), 4096).rows(heaviest)
+    start = model.pack(truth)[heaviest]
+    start[:, :2] *= -1
+    start = model.centred(start)
+    before, after = (float(_log_left(view.glance(), part)) for part in (start, _evolved(view, start, seed=1)))
+    assert after < before - 1
+
+
 @pytest.mark.parametrize("name", ["roulette_sis", "raytrace_sis"])
 def test_fits_find_the_truth_through_the_bitmap(name):
     recipe, images, truth = scenes(name)
@@ -317,7 +328,14 @@ def test_a_roulette_knows_its_noise():
     [
         (lambda start: {name: value for name, value in start.items() if name != "sigma1"}, "starts lack sigma1"),
         (lambda start: start | {"theta": start["theta"] * torch.nan}, "image 0 starts at a theta that is NaN"),
-        (lambda start: start | {"centre_x": start["x"] / 0}, "image 0 starts at a centre_x that is NaN or infinite"),
+        (
+            lambda start: start | dict.fromkeys(("centre_x", "centre_y"), start["x"] / 0),
+            "image 0 starts at a centre_x that is NaN or infinite",
+        ),
+        (
+            lambda start: {name: value for name, value in start.items() if name != "centre_x"},
+            "the camera's place whole",
+        ),
         (lambda start: {name: value[:1] for name, value in start.items()}, r"2 images need \[2\]"),
         (lambda start: torch.zeros(1, 1, 8), r"shape \(1, 1, 8\): 2 images need \[2, starts, 8\]"),
         (lambda start: torch.full((2, 1, 8), torch.inf), "image 0 has a start that is NaN or infinite"),
