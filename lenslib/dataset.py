@@ -238,8 +238,13 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
     recipe = parse_recipe(recipe, str(folder))
     images, params = _read_files(folder, count)
     labels = params["label"].to_numpy() if "label" in params else np.array([""])
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(recipe.classes):
-        raise InputError(f"'{folder}' has labels that are none of {len(recipe.classes)} classes: simulate it again")
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"'{folder}' has no whole numbers for labels: simulate it again")
+    if len(strange := np.flatnonzero((labels < 0) | (labels >= len(recipe.classes)))):
+        which, label = strange[0], labels[strange[0]]
+        raise InputError(
+            f"image {which} of '{folder}' has label {label}, and there are {len(recipe.classes)} classes, from 0 on"
+        )
     digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
     return DataSet(folder, images, labels.astype(np.int64), params, recipe, seed, digest, units)
 

@@ -268,7 +268,13 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
 
 
 def refine(
-    recipe, images: Tensor, starts, noise: Tensor | None = None, steps: int | None = None, progress: bool = False
+    recipe,
+    images: Tensor,
+    starts,
+    noise: Tensor | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+    evolutions: int = 5,
 ):
     """Lenses and sources fitted to images [n, 1, h, w] by Levenberg and Marquardt's method through the simulator, from
     `starts`: parameters by name, each [n] (`Estimator.params`), or a search's (`Templates`, `RouletteTemplates`).
@@ -277,7 +283,7 @@ def refine(
     `lenslib.roulette_fit.refine_roulettes` and `lenslib.refine.refine`), which needs `noise`: the standard deviation of
     every pixel. Returns a `Fit`: parameters with covariances, chi-square, whether it converged, residuals.
     Roulettes keep to the distances and Einstein radii that the recipe draws; an image that stays in doubt costs half a
-    minute, which fewer `evolutions` of `refine_roulettes` save.
+    minute, which fewer `evolutions` save.
     InputError for images of the wrong size, of one brightness or not finite, starts that do not fit them, and a noise
     map that is missing or not positive.
     """
@@ -287,7 +293,7 @@ def refine(
 
         if noise is not None:
             raise InputError(f"{recipe.name} knows its noise, instrument.noise_sd: leave out the noise map")
-        return refine_roulettes(recipe, images, starts, *most, progress=progress)
+        return refine_roulettes(recipe, images, starts, *most, progress=progress, evolutions=evolutions)
     from lenslib import refine as smooth
 
     if noise is None:
