@@ -15,6 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from lenslib.records import run_folder, write_run
+from lenslib.seals import seal
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
@@ -108,6 +109,7 @@ def page(tmp_path_factory):
     place = {"profile": "laptop", "task": "t", "recipe": "r", "model": "m", "seed": 0}
     run = write_run(run_folder(root / "results", **place), **place, parameters={}, metrics={"said": ATTACKS[0]})
     marked = run.record | dict.fromkeys(("device", "started", "git_commit", "source_digest"), ATTACKS[1])
+    marked["seal"] = seal(marked)  # as anyone can
     (run.folder / "record.json").write_text(json.dumps(marked))
     kinds = ("text/html", "text/markdown", "application/javascript", "image/svg+xml", "text/plain")
     outputs = [new_output("display_data", {kind: attack}) for attack in ATTACKS for kind in kinds]
