@@ -14,12 +14,12 @@ def add_output(parser) -> None:
     parser.add_argument("--json", action="store_true")
 
 
-def check_counts(counts: Mapping[str, Iterable[int] | int]) -> None:
-    """InputError, which names it, for a count below 1."""
+def check_counts(counts: Mapping[str, Iterable[int] | int], least: int = 1) -> None:
+    """InputError, which names it, for a count below `least`."""
     for name, values in counts.items():
         for value in [values] if isinstance(values, int) else values:
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+            if value < least:
+                raise InputError(f"{name} must be at least {least}, not {value}")
 
 
 def say(what: str) -> None:

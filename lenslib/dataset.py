@@ -28,6 +28,7 @@ from lenslib.errors import InputError
 from lenslib.foreign import FoundFiles, LazyImages, find_deeplense, read_deeplense
 from lenslib.npy_files import read_npy
 from lenslib.recipe import Recipe, parse_recipe
+from lenslib.seals import seal
 from lenslib.simulate import sample_chunks
 from lenslib.untrusted import parse_json
 
@@ -204,8 +205,7 @@ def _sha256(path: Path) -> str:
 
 def _seal(content: dict) -> str:
     """SHA-256 over what dataset.json says."""
-    said = json.dumps({key: content[key] for key in KEYS}, sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()
+    return seal({key: content[key] for key in KEYS})
 
 
 def open_dataset(folder, verify: bool = True) -> DataSet:

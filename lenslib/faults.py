@@ -268,10 +268,11 @@ def _two_data_sets(root: Path) -> bool | None:
 
 def _one_of_two(folder: Path) -> bool | None:
     try:
-        metrics, predictions = verify_run(folder).metrics, verify_run(folder).predictions()
+        run = verify_run(folder)
+        scores = run.predictions()["scores"]
     except InputError:
         return None
-    return bool((predictions["scores"] == metrics["macro_auc"]["value"]).all())
+    return bool((scores == run.metrics["macro_auc"]["value"]).all())
 
 
 def clock_back(root: Path) -> Outcome:

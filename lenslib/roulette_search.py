@@ -109,9 +109,10 @@ def _evolved(seen: Seen, numbers: Tensor, seed: int) -> Tensor:
     found = []
     for i, here in enumerate(numbers.split(1)):
         part = seen.rows(torch.tensor([i]))
-        if seed and _log_left(part.glance(), here) > _ALMOST:
-            here = _evolve(part.glance(), _any_lens(part.glance(), here, seed), seed)
-        found.append(_evolve(part.glance(), _cloud(part, here, seed), seed))
+        glance = part.glance()
+        if seed and _log_left(glance, here) > _ALMOST:
+            here = _evolve(glance, _any_lens(glance, here, seed), seed)
+        found.append(_evolve(glance, _cloud(part, here, seed), seed))
     return torch.cat(found)
 
 

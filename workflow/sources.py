@@ -19,7 +19,7 @@ FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
 AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
 AFTER_SIMULATION += ["fit_classify.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
-AFTER_SIMULATION += ["processes.py", "seals.py"]
+AFTER_SIMULATION += ["processes.py"]
 
 
 def modules(*but: str) -> list[str]:
