@@ -123,7 +123,7 @@ def _fit(whole, full: Seen, few: Seen, images: Tensor, starts: Tensor, search, s
         return fine
     if camera.noise_sd:  # which hides what pixel of the bitmap was read
         return fine if camera.lookup == "exact" else replace(fine, covariance=_with_jumps(full, numbers))
-    return _through_the_bitmap(every, full, few, numbers, fine, evolutions)
+    return _through_the_bitmap(every, full, few, numbers, fine, evolutions, progress)
 
 
 def _with_jumps(seen: Seen, numbers: Tensor) -> Tensor:
@@ -154,12 +154,12 @@ def _with_jumps(seen: Seen, numbers: Tensor) -> Tensor:
     return torch.stack(found).float()
 
 
-def _through_the_bitmap(every: Seen, full: Seen, few: Seen, numbers: Tensor, smooth: Fit, evolutions: int) -> Fit:
+def _through_the_bitmap(every, full: Seen, few: Seen, numbers: Tensor, smooth: Fit, evolutions, progress) -> Fit:
     """The fits with their images read from the bitmap, where such a fit explains the image; as they were elsewhere."""
     if "centre_x" not in smooth.names:
         found = _read_fit(every, full, few, numbers, smooth.converged, smooth.steps)
         return take_over(smooth, found, torch.arange(len(numbers)))
-    numbers, decided = places(full, few, numbers, evolutions)
+    numbers, decided = places(full, few, numbers, evolutions, progress)
     # where there is doubt, the place stays as free as the rest
     for rows in ((decided == known).nonzero()[:, 0] for known in (True, False)):
         if len(rows):

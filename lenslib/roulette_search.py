@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.optimize import differential_evolution
 from torch import Tensor
+from tqdm import tqdm
 
 from lenslib.refine import inverse
 from lenslib.roulette_model import UNIFORM, UNIT, nearest_place
@@ -34,7 +35,7 @@ _CLOUD, _GENERATIONS, _ALMOST, _FOUND = 128, 120, 1.2, 0.15
 _SHAPED, _ROUGH = 8, 20
 
 
-def places(full: Seen, few: Seen, numbers: Tensor, evolutions: int) -> tuple[Tensor, Tensor]:
+def places(full: Seen, few: Seen, numbers: Tensor, evolutions: int, progress: bool = False) -> tuple[Tensor, Tensor]:
     """Numbers [n, k] with the camera at the whole place where the image is explained best, and bool [n]: whether it is
     explained, and the next best is so much worse that there is no doubt.
 
@@ -46,7 +47,7 @@ def places(full: Seen, few: Seen, numbers: Tensor, evolutions: int) -> tuple[Ten
     lowest, stuck = torch.full((len(numbers),), torch.inf), torch.zeros(len(numbers), dtype=bool)
     looks = [(few, _here), (few, _all_radii), (few, _near_radii), (full, _along)]
     for k in range(evolutions):
-        looks += [(few, partial(_evolved, seed=k)), *[(few, None)] * _WALK]
+        looks += [(few, partial(_evolved, seed=k, progress=progress)), *[(few, None)] * _WALK]
     for view, look in looks:
         if look is not None:
             stuck[:] = False
@@ -103,11 +104,11 @@ def _best_radius(seen: Seen, numbers: Tensor, radii: Tensor) -> Tensor:
     return _best_tried(owner, *polish(part, part.model.pack(valley.params), _LUKEWARM), 1)[1]
 
 
-def _evolved(seen: Seen, numbers: Tensor, seed: int) -> Tensor:
+def _evolved(seen: Seen, numbers: Tensor, seed: int, progress: bool = False) -> Tensor:
     """The best numbers [n, k] that differential evolution finds through the bitmap, at a few pixels: from about the
     given lenses at first (seed 0) and where they are near, else from about what it finds from any of the recipe's."""
-    found = []
-    for i, here in enumerate(numbers.split(1)):
+    found, quiet = [], None if progress else True
+    for i, here in enumerate(tqdm(numbers.split(1), desc=f"evolve, round {seed + 1}", unit="image", disable=quiet)):
         part = seen.rows(torch.tensor([i]))
         glance = part.glance()
         if seed and _log_left(glance, here) > _ALMOST:
