@@ -6,6 +6,7 @@ warnings as errors, and the pages appear in `BUILD/html` only if all of that wen
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from lenslib.errors import InputError
 from lenslib.notebooks import read_whole
 from lenslib.records import load_run, load_runs
 
-# of what a cell shows: pictures and words, and sliders, which MyST-NB writes as data
+# of what a cell shows: pictures and words; sliders need a kernel
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg"}
-SHOWN |= {"application/vnd.jupyter.widget-view+json"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# of what a notebook and a cell say of themselves: other words could have the book execute it
+METADATA, CELL_METADATA = ("kernelspec", "language_info", "papermill"), ("tags", "mystnb")
 # the HTML of tables, as pandas writes it
 TAGS = {*bleach.ALLOWED_TAGS, *"table caption thead tbody tr th td style div p br span pre".split()}
-ATTRIBUTES = {"*": ["class", "id", "style", "title"], "a": ["href"], "table": ["border"], "style": ["type"]}
+ATTRIBUTES = {"a": ["href"], "table": ["border"], "style": ["type"]}
 ATTRIBUTES |= dict.fromkeys(("th", "td"), ["colspan", "rowspan", "scope"])
 
 
@@ -59,16 +62,42 @@ def check_executed(path: Path) -> None:
 
 
 def without_script(outputs: list) -> list:
-    """What cells show, with nothing in it that a browser would run: of HTML the harmless part, as text the rest."""
+    """What cells show, with nothing in it that a browser would run or fetch: of HTML the harmless part, as text the
+    rest."""
     for output in outputs:
         data = output.get("data", {})
-        for kind in set(data) - SHOWN:
+        unseen = set(data) if WIDGET in data else {kind for kind in data if kind not in SHOWN}
+        for kind in unseen | {kind for kind, shown in data.items() if not isinstance(shown, str)}:
             del data[kind]
+        if "metadata" in output:
+            output["metadata"] = {}
         if "text/html" in data:
-            data["text/html"] = bleach.clean(data["text/html"], TAGS, ATTRIBUTES, css_sanitizer=CSSSanitizer())
+            data["text/html"] = _harmless(data["text/html"])
         if "text/markdown" in data:
             data["text/markdown"] = data["text/markdown"].replace("<", "&lt;")
     return outputs
+
+
+def _harmless(html: str) -> str:
+    def allowed(tag: str, name: str, value: str) -> bool:
+        # a class can have formulas, and the links in them, made of plain text
+        plain = name in ("id", "style", "title") or (name == "class" and "process" not in value)
+        return plain or name in ATTRIBUTES.get(tag, ())
+
+    clean = bleach.clean(html, TAGS, allowed, css_sanitizer=CSSSanitizer())
+    # pandas colours tables by rules, which need no such signs; those that fetch something do
+    return re.sub(r"(?is)<style[^>]*>(?:(?!</style).)*[@\\(](?:(?!</style).)*</style>", "", clean)
+
+
+def without_orders(notebook: nbformat.NotebookNode) -> None:
+    """Leave of a notebook's metadata what describes it: no word to the book of how to treat it."""
+    keep = {name: notebook.metadata[name] for name in METADATA if name in notebook.metadata}
+    notebook.metadata = nbformat.from_dict(keep)
+    for cell in notebook.cells:
+        keep = {name: cell.metadata[name] for name in CELL_METADATA if name in cell.metadata}
+        described = keep.get("mystnb", {}).get("image", {}).get("alt")
+        keep["mystnb"] = {"image": {"alt": described}} if isinstance(described, str) else {}
+        cell.metadata = nbformat.from_dict({name: value for name, value in keep.items() if value})
 
 
 def assemble(source: Path, executed: Path) -> None:
@@ -82,6 +111,7 @@ def assemble(source: Path, executed: Path) -> None:
     (source / "notebooks").mkdir()
     for name in names:
         notebook = read_whole(executed / f"{name}.ipynb")
+        without_orders(notebook)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs = without_script(cell.outputs)

@@ -31,6 +31,7 @@ def setup(app) -> dict:
     app.setup_extension("sphinx.ext.mathjax")
     app.setup_extension(MATHJAX)  # copies its files to `_static/mathjax` when the pages are written
     app.config.mathjax_path = "mathjax/tex-svg.js"
+    app.config.mathjax3_config = {"loader": {"load": ["ui/safe"]}}  # no formula is a link that runs
     app.config.nb_ipywidgets_js = {}  # sliders need a kernel, and their scripts would come from elsewhere
     app.config.html_context |= {"default_mode": "auto"}  # light or dark, as the reader's system is
     app.connect("config-inited", without_live_code, priority=900)

@@ -37,6 +37,14 @@ ATTACKS = [
     "<object data='javascript:attack()'></object><embed src='javascript:attack()'>",
     "<meta http-equiv='refresh' content='0;url=javascript:attack()'>",
 ]
+FORMULA = r"$$\href{javascript:attack()}{x}$$"
+WIDGETS = "</SCRIPT><img src=x onerror=attack()>"
+# asked of another computer, where a page is to ask nobody
+FETCHES = [
+    "<style>@import url(http://elsewhere.invalid/a.css);</style>",
+    "<style>td {background: u\\72l(http://elsewhere.invalid/a.png)}</style>",
+    "<style>td {color: red} p {background: image-set('http://elsewhere.invalid/a.png' 1x)}</style>",
+]
 
 
 class Live(HTMLParser):
@@ -80,6 +88,24 @@ def test_html_is_cleaned(attack):
     assert again.data["text/html"] == output.data["text/html"]
 
 
+@pytest.mark.parametrize("shown", FETCHES)
+def test_styles_fetch_nothing(shown):
+    (output,) = book.without_script([new_output("display_data", {"text/html": shown + "<p>words</p>"})])
+    assert output.data["text/html"] == "<p>words</p>"
+
+
+def test_no_class_makes_formulas_of_text():
+    (output,) = book.without_script([new_output("display_data", {"text/html": "<p class='mathjax_process'>$x$</p>"})])
+    assert output.data["text/html"] == "<p>$x$</p>"
+
+
+@pytest.mark.parametrize("shown", [["a"], {"a": "b"}, 1])
+def test_html_that_is_no_text_is_left_out(shown):
+    output = new_output("display_data", {"text/plain": "words"})
+    output.data["text/html"] = shown
+    assert book.without_script([output])[0].data == {"text/plain": "words"}
+
+
 @pytest.mark.parametrize("kind", ["application/javascript", "image/svg+xml", "text/latex", "application/x-anything"])
 def test_other_kinds_are_left_out(kind):
     (output,) = book.without_script([new_output("display_data", {kind: "attack()", "text/plain": "words"})])
@@ -99,8 +125,8 @@ def test_tables_stay_as_they_are():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """A chapter whose outputs, parameters and records are attacks, as the book renders it, and the table of records."""
+def pages(tmp_path_factory):
+    """A chapter whose outputs, metadata and records are attacks, as the book renders it, and the table of records."""
     root = tmp_path_factory.mktemp("book")
     (root / "book").mkdir()
     (root / "book/_toc.yml").write_text("root: book/records\nchapters:\n  - file: notebooks/chapter\n")
@@ -111,41 +137,64 @@ def page(tmp_path_factory):
     marked = run.record | dict.fromkeys(("device", "started", "git_commit", "source_digest"), ATTACKS[1])
     marked["seal"] = seal(marked)  # as anyone can
     (run.folder / "record.json").write_text(json.dumps(marked))
-    kinds = ("text/html", "text/markdown", "application/javascript", "image/svg+xml", "text/plain")
-    outputs = [new_output("display_data", {kind: attack}) for attack in ATTACKS for kind in kinds]
-    outputs += [new_output("stream", text=attack, name="stdout") for attack in ATTACKS]
-    cells = [new_markdown_cell("# Chapter\n\n{rec}`t.r.m.said`"), new_code_cell("1", outputs=outputs)]
-    ran = {"parameters": {f"a{ATTACKS[0]}": ATTACKS[1]}, "end_time": "2026-01-01T00:00:00"}
-    notebook = new_notebook(cells=cells, metadata={"papermill": ran})
     (root / "executed").mkdir()
-    nbformat.write(notebook, root / "executed/chapter.ipynb")
+    nbformat.write(attacking_notebook(root), root / "executed/chapter.ipynb")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         book.assemble(root / "source", root / "executed")
-    extensions = ["myst_nb", "records", "origins"]
+    extensions = ["myst_nb", "records", "origins", "pages"]
     (root / "source/conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'book/_ext')!r})\nextensions = {extensions}\n"
         "nb_execution_mode = 'off'\nroot_doc = 'book/records'\nsuppress_warnings = ['toc']\n"
+        "myst_enable_extensions = ['dollarmath']\n"
     )
     command = [sys.executable, "-m", "sphinx", "-q", "-a", "-E", str(root / "source"), str(root / "html")]
     environment = os.environ | {"LENSLIB_RESULTS": str(root / "results")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [(root / "html" / name).read_text() for name in ("notebooks/chapter.html", "book/records.html")]
+    return [root / "html" / name for name in ("notebooks/chapter.html", "book/records.html")]
 
 
-def test_a_page_of_attacks_runs_none(page):
-    for text in page:
+def attacking_notebook(root: Path) -> nbformat.NotebookNode:
+    kinds = ("text/html", "text/markdown", "application/javascript", "image/svg+xml", "text/plain")
+    outputs = [new_output("display_data", {kind: attack}) for attack in ATTACKS for kind in kinds]
+    outputs += [new_output("stream", text=attack, name="stdout") for attack in ATTACKS]
+    outputs += [new_output("display_data", {"text/html": f"<p class='mathjax_process'>{FORMULA}</p>"})]
+    outputs += [new_output("display_data", {book.WIDGET: {"model_id": WIDGETS, "version_major": WIDGETS}})]
+    words = new_markdown_cell("# Chapter\n\n{rec}`t.r.m.said`\n\n" + FORMULA)
+    # of the notebook and of a cell: to be run while the book is made
+    touch = new_code_cell(f"open({str(root / 'ran')!r}, 'w')")
+    cells = [words, new_code_cell("1", outputs=outputs, metadata={"mystnb": {"execution_mode": "force"}}), touch]
+    ran = {"parameters": {f"a{ATTACKS[0]}": ATTACKS[1]}, "end_time": "2026-01-01T00:00:00"}
+    state = {"model": WIDGETS.replace("</SCRIPT>", "</script ><p>")}
+    orders = {"mystnb": {"execution_mode": "force"}, "widgets": {"application/vnd.jupyter.widget-state+json": state}}
+    return new_notebook(cells=cells, metadata={"papermill": ran} | orders)
+
+
+def test_a_page_of_attacks_runs_none(pages):
+    for page in pages:
+        text = page.read_text()
         assert "attack" in text
         assert Live(text).found == []
+        assert "model_id" not in text
 
 
-def test_a_browser_runs_none_either(page, chromium):
+def test_no_word_of_a_notebook_has_the_book_execute_it(pages):
+    assert not (pages[0].parents[2] / "ran").exists()
+
+
+def test_a_browser_runs_none_either(pages, chromium):
     tab = chromium.new_page()
-    for text in page:
-        tab.set_content(text.replace("<head>", "<head><script>window.ran = 0; attack = () => window.ran++</script>", 1))
-        tab.wait_for_timeout(300)
+    tab.add_init_script("window.ran = 0; window.attack = () => window.ran++")
+    for page in pages:
+        tab.goto(page.as_uri())
+        tab.wait_for_timeout(500)
         assert tab.evaluate("window.ran") == 0
-    tab.set_content("<script>window.ran = 0; attack = () => window.ran++</script>" + ATTACKS[1])
+    tab.goto(pages[0].as_uri())
+    tab.wait_for_selector("mjx-container")
+    found = tab.evaluate("[...document.querySelectorAll('a')].map(a => a.outerHTML)")
+    assert found
+    assert not any("script:" in link for link in found)
+    tab.set_content(ATTACKS[1])
     tab.wait_for_function("window.ran === 1")
     tab.close()
