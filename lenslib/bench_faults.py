@@ -1,7 +1,7 @@
 """`lenslib bench faults`: a small workflow killed at many moments, and faults of disks, clocks and memory.
 
-A kill is SIGKILL to the whole group of processes. The workflow is called again, and all that it leaves must equal what
-an undisturbed one left, but for times and what the host is. In one run with it, what the workflow takes beside its
+A kill is SIGKILL to all processes of the workflow. It is called again, and all that it leaves must equal what an
+undisturbed one left, but for times and what the host is. In one run with it, what the workflow takes beside its
 jobs, and how long it plans a large profile.
 """
 
@@ -29,6 +29,7 @@ FAULTS = {
     "read_only": "folder that cannot be written to",
     "two_at_once": "two at once on one run's folder, or on one data set's",
     "clock_back": "clock that went back by a day",
+    "clock_workflow": "clock that went back by a day, before a finished workflow was called again",
     "out_of_memory": "one of eight jobs killed for want of memory",
 }
 STAGES = {
@@ -37,7 +38,6 @@ STAGES = {
     "train": "training",
     "collect": "in a chapter",
     "book": "rendering the book",
-    "over": "after the end",
 }
 
 
@@ -98,6 +98,7 @@ def _counts(fault: str, tried: int, detected: int, harmless: int) -> dict[str, i
 
 def kill(root: Path, kills: int, seed: int, step: Callable[[str], None]) -> dict[str, float]:
     """Kill a new small workflow at one moment in each of `kills` equal parts of its length, and call it again."""
+    from lenslib.faults import DAY
     from lenslib.faults_workflow import SmallWorkflow, differences, plan
 
     step("the small workflow, undisturbed")
@@ -108,8 +109,7 @@ def kill(root: Path, kills: int, seed: int, step: Callable[[str], None]) -> dict
     for number, moment in enumerate(moments):
         step(f"kill {number + 1} of {kills}, after {moment:.1f} of {seconds:.1f} s")
         with tempfile.TemporaryDirectory(dir=root) as folder:
-            workflow = SmallWorkflow(Path(folder, "killed"), plan())
-            stage = workflow.kill_after(moment)
+            workflow, stage = _killed(Path(folder), moment)
             try:
                 workflow.finish()
                 wrong = differences(workflow.facts(), expected)
@@ -121,7 +121,22 @@ def kill(root: Path, kills: int, seed: int, step: Callable[[str], None]) -> dict
         for name in ("kills", f"kills_{stage}"):
             metrics[name] = metrics.get(name, 0) + 1
             metrics[f"{name}_survived"] = metrics.get(f"{name}_survived", 0) + (not wrong)
-    return metrics
+    step("its files dated a day ahead")
+    whole.date_ahead(DAY)
+    whole.finish()
+    return metrics | _counts("clock_workflow", 1, 0, int(not differences(whole.facts(), expected)))
+
+
+def _killed(root: Path, moment: float):
+    """A new small workflow in a folder of `root`, killed after so many seconds or, where it was over by then, sooner;
+    and the stage that was at work."""
+    from lenslib.faults_workflow import SmallWorkflow, plan
+
+    stage, tries = None, 0
+    while stage is None:
+        workflow, tries = SmallWorkflow(root / f"killed{tries}", plan()), tries + 1
+        stage, moment = workflow.kill_after(moment), 0.9 * moment
+    return workflow, stage
 
 
 def measure_sweep(root: Path, runs: int, step: Callable[[str], None]) -> dict[str, float]:

@@ -27,8 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 ONCE_FAILED = Path(__file__).parent / "once_failed"
-# seconds and bytes that no small file may take
-MOST_SECONDS, MOST_BYTES = 20, 8 << 30
+# seconds and bytes that no small file may take, and bytes by which none may raise the most that was held
+MOST_SECONDS, MOST_BYTES, MOST_GROWTH = 20, 8 << 30, 1 << 30
 NUMBERS = [
     "-1",
     "0",
@@ -102,17 +102,36 @@ def damage(rng: random.Random, content: bytes, words: tuple[str, ...] = ()) -> b
     return bytes(damaged)
 
 
+class TooLong(BaseException):
+    """A reader took longer than any small file may: no reader can take this for damage of the file."""
+
+
 def fault(reader: Reader, content: bytes, folder: Path) -> str:
-    """What is wrong with how a reader takes this content; nothing if it reads it or refuses it in one line."""
+    """What is wrong with how a reader takes this content; nothing if it reads it or refuses it in one line, without
+    taking long or much memory. A refusal for want of memory is wrong: it came after the memory was asked for."""
     from lenslib.errors import InputError
 
+    before, said = _peak(), ""
     try:
         reader.read(content, folder)
     except InputError as error:
-        return "" if "\n" not in str(error) else f"more than one line: {error!r:.300}"
+        said = "" if "\n" not in str(error) else f"more than one line: {error!r:.300}"
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, MemoryError):
+                said = f"asks for more than {MOST_BYTES >> 30} GB"
+            cause = cause.__context__
+    except TooLong:
+        said = f"takes more than {MOST_SECONDS} s"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"[:300]
-    return ""
+        said = f"{type(error).__name__}: {error}"[:300]
+    grown = _peak() - before
+    return said or (f"takes {grown >> 20} MB of memory" if grown > MOST_GROWTH else "")
+
+
+def _peak() -> int:
+    """The most memory in bytes that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _file(name: str, read: Callable) -> Callable:
@@ -354,7 +373,7 @@ def guided(name: str, options: list[str]) -> None:
 
 
 def _too_long(*_) -> None:
-    raise TimeoutError(f"more than {MOST_SECONDS} s")
+    raise TooLong
 
 
 def main() -> int:

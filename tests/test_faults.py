@@ -3,15 +3,23 @@
 import json
 import os
 import shutil
+import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from lenslib import faults
+from lenslib.bench_faults import kill
 from lenslib.errors import InputError
+from lenslib.faults_workflow import SmallWorkflow, differences, plan
 from lenslib.models import create_model, load_weights
 from lenslib.notebooks import execute, read_whole, verify_run
 from lenslib.records import load_run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
+from run import date_back  # noqa: E402
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
@@ -78,7 +86,7 @@ def test_verify_tells_a_whole_run_from_an_altered_one(run, folder):
     assert "notebook.ipynb: altered" in errors[0]
 
 
-@pytest.mark.skipif(not os.environ.get("LENSLIB_SLOW"), reason="starts a kernel: set LENSLIB_SLOW=1")
+@pytest.mark.slow
 def test_what_papermill_wrote_is_kept_sealed(tmp_path):
     cells = [nbformat.v4.new_code_cell("seed: int = 0", metadata={"tags": ["parameters"]}),
              nbformat.v4.new_code_cell("print('one\\ntwo')")]  # fmt: skip
@@ -93,3 +101,44 @@ def test_what_papermill_wrote_is_kept_sealed(tmp_path):
     # whoever edits it may run it
     execute(tmp_path / "out.ipynb", tmp_path / "again.ipynb", {"seed": 2}, tmp_path / "log.ipynb")
     assert read_whole(tmp_path / "again.ipynb").cells[-1].source == "print('one\\nsix')"
+
+
+def test_what_differs_between_two_workflows_is_named():
+    facts = {"same": [1, {"a": 0.5}], "other": 1, "here": 2}
+    assert differences(facts, {"same": [1, {"a": 0.5}], "other": 2, "there": 3}) == ["here", "other", "there"]
+
+
+@pytest.mark.parametrize(
+    ("said", "stage"),
+    [
+        ("Building DAG of jobs...", "plan"),
+        ("rule simulate:\n    Message: simulate test", "simulate"),
+        ("Job 4: simulate train\nJob 3: train small_cnn", "train"),
+        ("Job 4: train small_cnn\nJob 2: chapter chapter; if it fails", "collect"),
+        ("Job 2: chapter chapter\nJob 1: render the book", "book"),
+    ],
+)
+def test_the_stage_is_the_step_that_began_last(said, stage, tmp_path):
+    workflow = SmallWorkflow(tmp_path / "small", plan())
+    workflow.log.write_text(said)
+    assert workflow.stage() == stage
+
+
+def test_what_is_dated_ahead_is_dated_now_and_the_rest_left(tmp_path):
+    for name, hours in (("old", -1), ("ahead", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        for path in (tmp_path / name / "file", tmp_path / name):
+            os.utime(path, (time.time() + 3600 * hours,) * 2)
+    before = os.stat(tmp_path / "old/file").st_mtime
+    assert date_back([tmp_path, tmp_path / "absent"]) == 2
+    assert os.stat(tmp_path / "old/file").st_mtime == before
+    assert max(os.stat(path).st_mtime for path in tmp_path.rglob("*")) <= time.time()
+    assert date_back([tmp_path]) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_workflow_and_one_whose_clock_went_back_come_to_the_same_end(tmp_path):
+    found = kill(tmp_path, kills=2, seed=2, step=print)
+    assert found["kills_survived"] == found["kills"] == 2
+    assert found["clock_workflow_harmless"] == 1

@@ -7,7 +7,26 @@ folder. Snakemake's own lock outlives a killed process and would have to be remo
 import fcntl
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+
+# what steps read and write
+FOLDERS = ("lenslib", "workflow", "notebooks", "book", "data", "results")
+
+
+def date_back(folders=FOLDERS) -> int:
+    """Date now what is dated ahead, and count it: the clock went back since it was written. Of a file that it reads and
+    that is newer than what it made, Snakemake would say that the clocks differ, and remove what it made."""
+    now, count = time.time(), 0
+    for folder in folders:
+        for place, _, files in os.walk(folder):
+            for path in (place, *(os.path.join(place, name) for name in files)):
+                with suppress(OSError):  # it is gone, or somebody else's
+                    if os.stat(path, follow_symlinks=False).st_mtime > now:
+                        os.utime(path, (now, now), follow_symlinks=False)
+                        count += 1
+    return count
 
 
 def main(arguments: list[str]) -> None:
@@ -20,6 +39,8 @@ def main(arguments: list[str]) -> None:
     except BlockingIOError:
         print("error: another run is at work in this folder; wait for it or stop it", file=sys.stderr)
         sys.exit(2)
+    if count := date_back():
+        print(f"{count} files are dated ahead: the clock went back, and they are dated now", file=sys.stderr)
     os.set_inheritable(lock, True)  # held until snakemake ends, however it ends
     options = ["--snakefile", "workflow/Snakefile", "--configfile", arguments[0], "--nolock"]
     options += ["--rerun-incomplete", "--keep-going", "--quiet", "host", "reason", *arguments[1:]]

@@ -125,6 +125,11 @@ def test_each_attempt_asks_slurm_for_what_the_profile_says_and_for_more_memory(t
             assert re.search(wanted.format(32 * attempt, 120 * attempt, 16 * attempt), re.sub(" +", " ", line)), line
 
 
+def test_what_starts_anew_gets_more_time_at_each_attempt():
+    asked = yaml.safe_load(PROFILE)["set-resources"]
+    assert {rule for rule, settings in asked.items() if "attempt" not in str(settings["runtime"])} == {"train"}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Cluster:
     """The shipped profile, cut to what a node without a GPU has, and asking more often how jobs are."""
