@@ -7,6 +7,10 @@ from difflib import get_close_matches
 class InputError(ValueError):
     """Bad input. The command line prints its message as one line and exits with code 2."""
 
+    def __init__(self, message: str):
+        # names that it quotes, from files of others, may hold anything
+        super().__init__(" ".join(str(message).splitlines()))
+
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The error for a name that is not among `choices`, offering the closest ones first."""
