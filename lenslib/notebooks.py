@@ -8,6 +8,7 @@ import ast
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -91,6 +92,8 @@ def read_whole(notebook: str | Path) -> "NotebookNode":
     content = _read(notebook, nbformat.NO_CONVERT)  # from an earlier version it would come without its cells
     if content.get("nbformat") != 4:
         raise InputError(f"{notebook}: not of version 4, as the workflow writes them; run again what wrote it")
+    if not isinstance(content.metadata.get("lenslib", {}), Mapping):
+        raise InputError(f"{notebook}: not as it was written, its metadata 'lenslib' is no mapping; run it again")
     check_seal(_sealed(content), notebook)
     return content
 
@@ -98,7 +101,10 @@ def read_whole(notebook: str | Path) -> "NotebookNode":
 def _sealed(notebook: "NotebookNode") -> dict[str, Any]:
     """What the seal of an executed notebook is of, and that seal if it has one."""
     told = dict(notebook.metadata)
-    return {"cells": notebook.cells, "metadata": told, **told.pop("lenslib", {})}
+    ours = told.pop("lenslib", {})
+    # the seal alone: what else stands there must not stand for the cells
+    kept = {SEAL: ours[SEAL]} if SEAL in ours else {}
+    return {"cells": notebook.cells, "metadata": told, **kept}
 
 
 def verify_run(folder: str | Path) -> "Run":
@@ -168,11 +174,31 @@ def execute(
         reason = (str(error.evalue).splitlines() or [""])[0]
         raise kind(f"{notebook}, cell {error.exec_count}: {error.ename}: {reason}; its traceback is in {log}") from None
     except DeadKernelError:
+        _enter_death(log)
         raise NotebookError(f"{notebook}: its process died, perhaps for want of memory; see {log}") from None
     except OSError as error:
         raise InputError(f"'{log}' cannot be written ({error.strerror or error}): make room there") from None
     keep(read(log), output)
     log.unlink()
+
+
+def _enter_death(log: Path) -> None:
+    """Let the log say that the kernel died: by itself it holds no error then, and looks as of a run at work."""
+    import nbformat
+
+    from lenslib.records import write_whole
+
+    said = "the kernel died (killed, or out of memory?)"
+    # on a full disk the terminal alone is told
+    with suppress(OSError, InputError):
+        notebook = read(log)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        begun = [cell for cell in cells if cell.metadata.papermill.start_time]
+        error = nbformat.v4.new_output("error", ename="DeadKernelError", evalue=said, traceback=[said])
+        # of those that ran, the last is where it died
+        for cell in begun[-1:] or cells[:1]:
+            cell.outputs.append(error)
+        write_whole(log, nbformat.writes(notebook).encode())
 
 
 def keep(notebook: "NotebookNode", path: Path) -> None:

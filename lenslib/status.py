@@ -5,9 +5,11 @@ grows as it runs and holds the traceback if it failed, or a history that grows b
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from lenslib.errors import InputError
 from lenslib.records import CHECKPOINT, UNFINISHED, Run, load_runs
@@ -83,47 +85,83 @@ def _planned(plan: Path) -> list[str]:
 
 
 def _done(run: Run, results: Path) -> Status:
-    auc = run.metrics.get("macro_auc")
-    took = _spell(sum(run.seconds.values())) if run.seconds else ""
-    return Status(_name(run.folder, results), DONE, run.started, took, auc["value"] if auc else "", run.device)
+    auc = run.metrics.get("macro_auc", "")
+    auc = auc["value"] if isinstance(auc, dict) else auc
+    return Status(_name(run.folder, results), DONE, run.started, _spell(run.seconds.values()), auc, run.device)
 
 
 def _executed(path: Path, results: Path) -> Status:
-    told = _notebook(path).get("metadata", {}).get("papermill", {})
-    began = str(told.get("start_time") or "")[:19]
-    return Status(_name(path.with_suffix(""), results), DONE, began, _spell(told.get("duration")))
+    notebook = _notebook(path)
+    took = _spell([_papermill(notebook).get("duration")])
+    return Status(_name(path.with_suffix(""), results), DONE, _began(notebook), took)
 
 
 def _logged(path: Path, name: str) -> Status:
     """Of a run whose log is still there: failed, if that holds an error."""
     notebook = _notebook(path)
-    began = str(notebook.get("metadata", {}).get("papermill", {}).get("start_time") or "")[:19]
-    for cell in notebook.get("cells", []):
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                said = f"{output.get('ename')}: {output.get('evalue')}".strip().splitlines()
-                return Status(name, FAILED, began, note=f"{said[0]}; its traceback is in {path}")
-    return Status(name, BEGUN, began, note=_sign_of_life(path))
+    for output in _outputs(notebook):
+        if output.get("output_type") == "error":
+            note = f"{_last_line(output)}; its traceback is in {path}"
+            return Status(name, FAILED, _began(notebook), note=note)
+    return Status(name, BEGUN, _began(notebook), note=_sign_of_life(path))
+
+
+def _last_line(error: dict) -> str:
+    """What an exception is, and the last line of what it says."""
+    said = [line for line in str(error.get("evalue") or "").splitlines() if line.strip()]
+    return ": ".join([str(error.get("ename") or "error"), *(line.strip() for line in said[-1:])])
 
 
 def _notebook(path: Path) -> dict:
     """Its JSON; nothing of one that is being written at this moment."""
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        return _mapping(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
+def _papermill(notebook: dict) -> dict:
+    return _mapping(_mapping(notebook.get("metadata")).get("papermill"))
+
+
+def _began(notebook: dict) -> str:
+    return str(_papermill(notebook).get("start_time") or "")[:19]
+
+
+def _outputs(notebook: dict) -> Iterator[dict]:
+    for cell in _list(notebook.get("cells")):
+        yield from map(_mapping, _list(_mapping(cell).get("outputs")))
+
+
+# a notebook may be of anyone's making
+
+
+def _mapping(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
 def _sign_of_life(place: Path) -> str:
     """How long ago the file, or any in the folder, changed; and how many epochs are done."""
-    files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
-    note = f"last sign of life {_spell(max(0.0, time.time() - max(path.stat().st_mtime for path in files)))} ago"
-    for path in files:
-        if path.name in ("history.csv", UNFINISHED):
-            note = f"{len(path.read_text(encoding='utf-8').splitlines()) - 1} epochs; {note}"
-    return note
+    try:
+        files = [place] if place.is_file() else [path for path in place.iterdir() if path.is_file()]
+        age = max(0.0, time.time() - max(path.stat().st_mtime for path in files))
+        note = f"last sign of life {_spell([age])} ago"
+        for path in files:
+            if path.name in ("history.csv", UNFINISHED):
+                note = f"{len(path.read_bytes().splitlines()) - 1} epochs; {note}"
+        return note
+    except (OSError, ValueError):  # it ended at this moment, and its files are gone
+        return ""
 
 
-def _spell(seconds: float | None) -> str:
-    return "" if seconds is None else str(timedelta(seconds=round(seconds)))
+def _spell(seconds: Iterable[Any]) -> str:
+    """The sum, in hours, minutes and seconds; nothing for none, and for what is no time."""
+    try:
+        durations = list(seconds)
+        return str(timedelta(seconds=round(sum(durations)))) if durations else ""
+    except (TypeError, ValueError, OverflowError):
+        return ""

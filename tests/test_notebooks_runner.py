@@ -1,13 +1,15 @@
 """Parameters are checked before a notebook starts; an executed notebook appears only when all of it ran."""
 
 import argparse
+import copy
 
 import nbformat
 import pytest
 
 import lenslib
 from lenslib.errors import InputError
-from lenslib.notebooks import NotebookError, add_parser, check, execute, from_text, inspect, read
+from lenslib.notebooks import NotebookError, add_parser, check, execute, from_text, inspect, keep, read, read_whole
+from lenslib.status import overview
 
 PARAMETERS = """
 from typing import Literal
@@ -132,20 +134,43 @@ def test_an_executed_notebook_holds_its_parameters_and_output(notebook, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("source", "error"),
+    ("source", "error", "said"),
     [
-        ("1 / 0", NotebookError),
-        ("from lenslib.errors import InputError\nraise InputError('no such folder')", InputError),
-        ("import os\nos._exit(9)", NotebookError),
+        ("1 / 0", NotebookError, "ZeroDivisionError: division by zero"),
+        ("from lenslib.errors import InputError\nraise InputError('no such folder')", InputError, "no such folder"),
+        ("import os\nos.kill(os.getpid(), 9)", NotebookError, "the kernel died (killed, or out of memory?)"),
     ],
 )
-def test_after_an_error_only_the_log_remains(notebook, tmp_path, source, error):
+def test_after_an_error_only_the_log_remains_and_tells_it(notebook, tmp_path, source, error, said):
     output, log = tmp_path / "out.ipynb", tmp_path / "logs" / "out.ipynb"
     with pytest.raises(error, match=str(log)) as raised:
         execute(notebook(source), output, {}, log)
     assert "\n" not in str(raised.value)
     assert not output.exists()
-    assert log.exists()
+    (told,) = overview(tmp_path, log.parent)
+    assert told.state == "failed"
+    assert said in told.note
+
+
+def test_cells_beside_the_seal_do_not_stand_for_those_of_the_notebook(notebook, tmp_path):
+    content, path = read(notebook("1 + 1")), tmp_path / "kept.ipynb"
+    keep(content, path)
+    assert read_whole(path).cells[-1].source == "1 + 1"
+    content.metadata["lenslib"]["cells"] = copy.deepcopy(content.cells)
+    content.cells[-1].source = "1 + 2"
+    nbformat.write(content, path)
+    with pytest.raises(InputError, match="altered"):
+        read_whole(path)
+
+
+@pytest.mark.parametrize("ours", [[1], "text", 3, None])
+def test_a_seal_that_is_none_is_refused(notebook, tmp_path, ours):
+    content = read(notebook())
+    content.metadata["lenslib"] = ours
+    nbformat.write(content, tmp_path / "odd.ipynb")
+    with pytest.raises(InputError, match=r"odd\.ipynb") as error:
+        read_whole(tmp_path / "odd.ipynb")
+    assert "\n" not in str(error.value)
 
 
 def test_the_command_takes_a_file_and_overrides(notebook, tmp_path, monkeypatch):

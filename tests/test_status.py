@@ -10,6 +10,7 @@ import yaml
 
 from lenslib.errors import InputError
 from lenslib.records import CHECKPOINT, run_folder, write_run
+from lenslib.seals import SEAL
 from lenslib.status import overview, summary
 
 PLAN = {
@@ -30,11 +31,11 @@ def look(place):
     return {one.run: one for one in overview(place / "results", place / "logs", place / "plan.yaml")}
 
 
-def record(place, seed):
+def record(place, seed, metrics=None):
     names = {"profile": "test", "task": "classification", "recipe": "deeplense_1", "model": "small_cnn", "seed": seed}
-    metrics = {"macro_auc": {"value": 0.75, "low": 0.7, "high": 0.8}}
-    write_run(run_folder(place / "results", *names.values()), **names, parameters={}, metrics=metrics,
-              seconds={"train": 3725.0})  # fmt: skip
+    metrics = metrics or {"macro_auc": {"value": 0.75, "low": 0.7, "high": 0.8}}
+    return write_run(run_folder(place / "results", *names.values()), **names, parameters={}, metrics=metrics,
+                     seconds={"train": 3725.0})  # fmt: skip
 
 
 def log(place, name, *outputs):
@@ -61,12 +62,52 @@ def test_a_run_that_is_over_says_when_and_how_long(place):
     assert summary(list(look(place).values())) == "1 done, 4 planned"
 
 
+@pytest.mark.parametrize("auc", [0.5, "none"])
+def test_a_metric_may_be_a_number_or_a_text(place, auc):
+    record(place, 1, {"macro_auc": auc})
+    assert look(place)["test/classification/deeplense_1/small_cnn/seed1"].macro_auc == auc
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 10**400, 1e300])
+def test_a_run_of_no_time_that_a_clock_shows_is_done(place, seconds):
+    run = record(place, 1)
+    said = {name: value for name, value in run.record.items() if name != SEAL}
+    (run.folder / "record.json").write_text(json.dumps(said | {"seconds": {"train": seconds, "test": 1.0}}))
+    one = look(place)["test/classification/deeplense_1/small_cnn/seed1"]
+    assert (one.state, one.took) == ("done", "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1], {"metadata": [1]}, {"metadata": {"papermill": [1]}}, {"metadata": {"papermill": {"duration": "x"}}}),
+        *({"metadata": {"papermill": {"duration": 1e400, "start_time": 3}}}, {"cells": 3}, {"cells": {"a": 1}}),
+        *({"cells": [1, {}, {"outputs": [3, {}]}, {"outputs": 3}]}, {"cells": [{"outputs": {"output_type": "error"}}]}),
+    ],
+)
+def test_an_odd_notebook_has_its_row(place, content):
+    for folder in ("results", "logs"):
+        path = place / folder / "test/chapters" / f"{folder}.ipynb"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    found = look(place)
+    assert (found["test/chapters/results"].state, found["test/chapters/results"].took) == ("done", "")
+    assert found["test/chapters/logs"].state == "begun"
+
+
+def test_a_checkpoint_that_goes_as_it_is_looked_at_is_a_run_at_work(place):
+    folder = run_folder(place / "results", "test", "classification", "deeplense_1", "small_cnn", 2)
+    (folder / CHECKPOINT).mkdir(parents=True)  # stands for no file
+    assert look(place)["test/classification/deeplense_1/small_cnn/seed2"].state == "begun"
+
+
 def test_a_run_that_failed_says_why_and_where(place):
-    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no light\nat all", traceback=["..."])
+    said = "no light\nin band r\n\n"
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue=said, traceback=["..."])
     path = log(place, "test/chapters/01_simulation", error)
     one = look(place)["test/chapters/01_simulation"]
     assert one.state == "failed"
-    assert one.note == f"ValueError: no light; its traceback is in {path}"
+    assert one.note == f"ValueError: in band r; its traceback is in {path}"
     assert one.started == "2026-11-28T20:00:00"
     # run again, it is over, and its log is gone
     path.unlink()
