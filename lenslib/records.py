@@ -40,7 +40,7 @@ _PLACE = ("profile", "task", "recipe", "model")
 _TYPES = {"seed": int, "parameters": dict, "metrics": dict, "datasets": dict, "seconds": dict, "files": dict}
 _TYPES |= dict.fromkeys(("device", "source_digest", "started", "library_version"), str)
 _JSON = {int: "a whole number", dict: "a JSON object", str: "a text"}
-_REQUIRED = {"schema", *_PLACE, *_TYPES} - {"files", "library_version"}
+_REQUIRED = {"schema", "git_commit", "images_per_second", *_PLACE, *_TYPES} - {"files", "library_version"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lenslib.errors import InputError
+from lenslib.untrusted import parse_json
 
 SEAL = "seal"
 
@@ -31,7 +32,7 @@ def check_beside(path: str | Path) -> None:
     """InputError for a file that is not as the `record.json` in its folder says. Without a record there is no word."""
     path = Path(path)
     try:
-        record = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))
+        record = parse_json((path.parent / "record.json").read_text(encoding="utf-8"))
         expected = record["files"][path.name]
     except FileNotFoundError:
         return

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lenslib import provenance, records
 from lenslib.errors import InputError
-from lenslib.records import Records, load_runs, run_folder, write_run
+from lenslib.records import Records, load_run, load_runs, run_folder, write_run
 
 
 @pytest.fixture
@@ -81,6 +81,15 @@ def test_a_torn_record_is_named(write, tmp_path, content):
     with pytest.raises(InputError, match=r"seed0/record\.json: not a") as error:
         load_runs(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["git_commit", "images_per_second"])
+def test_a_record_without_what_tables_show_is_refused(write, name):
+    run = write()
+    said = {key: value for key, value in run.record.items() if key not in (name, "seal")}
+    (run.folder / "record.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match=f"lacks.*{name}"):
+        load_run(run.folder)
 
 
 def test_a_record_moved_elsewhere_or_of_another_schema_is_refused(write, tmp_path):
