@@ -47,7 +47,8 @@ class DataSet:
     image; digest: SHA-256 over the digests of its files; classes: names by label.
 
     Of a DeepLense folder, images are read as they are asked for, a `FoundFiles` stands in for the recipe, and the seed
-    is a number from the digest: two sets of one seed are the same files. units: see `UNITS`.
+    is a number from the digest: two sets of one seed are the same files. units: see `UNITS`; library_version: of what
+    wrote it.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class DataSet:
     seed: int
     digest: str
     units: str = "light"
+    library_version: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -241,7 +243,8 @@ def open_dataset(folder, verify: bool = True) -> DataSet:
     if labels.dtype.kind not in "iu":
         raise InputError(f"'{folder}' has no whole numbers for labels: simulate it again")
     digest = hashlib.sha256("".join(digests[name] for name in FILES).encode()).hexdigest()
-    return DataSet(folder, images, labels.astype(np.int64), params, recipe, seed, digest, units)
+    version = content["library_version"]
+    return DataSet(folder, images, labels.astype(np.int64), params, recipe, seed, digest, units, version)
 
 
 def _is_whole(content: dict) -> bool:
