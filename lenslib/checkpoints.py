@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 from lenslib.errors import InputError
 from lenslib.provenance import source_digest
 from lenslib.records import CHECKPOINT, UNFINISHED, history_csv, write_whole
+
+_TORN = "is torn, or no checkpoint: training starts anew"
 
 
 def start_digest(facts: dict, tensors: Iterable[Tensor]) -> str:
@@ -55,12 +56,16 @@ class Keeper:
                 raise EOFError
             kept = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
             start, state = kept["start"], kept["state"]
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
-            return _say(f"'{path}' is torn, or no checkpoint: training starts anew")
+        except Exception:  # torch raises whatever damage leads it to
+            return _say(f"'{path}' {_TORN}")
         if start != self.start:
             return _say(f"'{path}' is of another run (settings, data, model or code): training starts anew")
-        _say(f"'{path}': training goes on where it stopped")
         return state
+
+    def tell(self, taken: bool) -> None:
+        """Say whether training goes on from what `load` gave, or could not take it up."""
+        if self.folder:
+            _say(f"'{self.folder / CHECKPOINT}'{': training goes on where it stopped' if taken else f' {_TORN}'}")
 
     def save(self, state: dict) -> None:
         """Replace the checkpoint by `state`: tensors, numbers and texts in dicts, lists and tuples."""

@@ -108,6 +108,15 @@ def _follow(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> N
         value.lerp_(present[name], share) if value.is_floating_point() else value.copy_(present[name])
 
 
+def _is_whole(kept: dict, weights: dict[str, Tensor]) -> bool:
+    """Whether a checkpoint holds what is read at the end alone, when all its epochs would be lost."""
+    rows = [*kept["history"], kept["best"]]
+    told = all({"epoch", "val_score", "seconds"} <= row.keys() for row in rows)
+    numbers = all(isinstance(value, int | float) for row in rows for value in row.values())
+    best = {name: value.shape for name, value in kept["best_state"].items()}
+    return told and numbers and best == {name: value.shape for name, value in weights.items()}
+
+
 class _Run:
     """A network in training, and all that changes with it: what its checkpoint holds."""
 
@@ -138,6 +147,19 @@ class _Run:
         if self.fabric.device.type == "cuda":
             state["cuda"] = gathered(torch.cuda.get_rng_state(self.fabric.device))
         return state | {name: getattr(self, name) for name in ("history", "best", "best_state")}
+
+    def take_up(self, kept: dict) -> bool:
+        """Go on from what a checkpoint held. If it does not fit, all is as before, and the answer False."""
+        before = copy.deepcopy(self.state_dict())
+        try:
+            failed = not _is_whole(kept, before["averaged"])
+            self.load_state_dict(kept)
+        except Exception:  # torch raises whatever damage leads it to
+            failed = True
+        # in one of the processes is in all
+        if failed := bool(self.processes.gathered(torch.tensor(float(failed))).any()):
+            self.load_state_dict(before)
+        return not failed
 
     def load_state_dict(self, state: dict) -> None:
         for name, part in self._parts().items():
@@ -272,7 +294,7 @@ def train(
         with add_dropout(network, settings.dropout):
             run = _Run(network, len(data), settings, task, fabric)
             if (kept := fabric.broadcast(keeper.load())) is not None:
-                run.load_state_dict(kept)
+                keeper.tell(run.take_up(kept))
             _fit(run, data, validation, keeper, report)
     model.train().load_state_dict(run.best_state)
     seconds = run.history[-1]["seconds"]

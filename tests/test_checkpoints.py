@@ -1,6 +1,7 @@
 """A training that was killed goes on to the same weights; other files are left alone, and nothing in them is run."""
 
 import hashlib
+import io
 import os
 import pickle
 import signal
@@ -135,12 +136,20 @@ def _one_bit(content: bytes, _) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+def _sealed(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest() + content
+
+
 def _sealed_trap(_, bait) -> bytes:
-    pickled = pickle.dumps({"start": "", "state": _Trap(bait)}, protocol=2)
-    return hashlib.sha256(pickled).digest() + pickled
+    return _sealed(pickle.dumps({"start": "", "state": _Trap(bait)}, protocol=2))
 
 
-@pytest.mark.parametrize("spoil", [_half, _one_bit, _sealed_trap, lambda content, bait: b""])
+def _sealed_nothing(content: bytes, _) -> bytes:
+    """A pickle that ends before it has said anything: an IndexError of torch's."""
+    return _sealed(content[32:].replace(b"\x80\x02}", b"\x80\x02.", 1))
+
+
+@pytest.mark.parametrize("spoil", [_half, _one_bit, _sealed_trap, _sealed_nothing, lambda content, bait: b""])
 def test_a_torn_checkpoint_is_left_alone_and_nothing_in_it_is_run(tmp_path, capsys, spoil):
     _train(tmp_path)
     path, bait = tmp_path / CHECKPOINT, tmp_path / "sprung"
@@ -154,6 +163,27 @@ def test_a_torn_checkpoint_is_left_alone_and_nothing_in_it_is_run(tmp_path, caps
     # it is replaced by a good one
     assert Keeper(tmp_path, "").load() is None
     assert "of another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"model": {}}, {"optimizer": 3}, {"optimizer": {"state": {}, "param_groups": []}}, {"generator": "x"}),
+        *({"random": []}, {"history": [{"epoch": 1}]}, {"history": 3}, {"best": ()}, {"best_state": {}}),
+    ],
+)
+def test_a_sealed_checkpoint_that_does_not_fit_changes_nothing(tmp_path, capsys, changes):
+    expected = _train(None)
+    _train(tmp_path)
+    content = torch.load(io.BytesIO((tmp_path / CHECKPOINT).read_bytes()[32:]), weights_only=True)
+    Keeper(tmp_path, content["start"]).save(content["state"] | changes)
+    capsys.readouterr()
+    found = _train(tmp_path)
+    said = capsys.readouterr().err
+    assert "is torn, or no checkpoint: training starts anew" in said
+    assert len(said.splitlines()) == 1
+    assert torch.equal(found.model[1].weight, expected.model[1].weight)
+    assert [row["train_loss"] for row in found.history] == [row["train_loss"] for row in expected.history]
 
 
 def test_no_checkpoint_where_none_is_wanted(tmp_path):

@@ -24,12 +24,13 @@ from lenslib.models import create_model
 from lenslib.npy_files import read_npy, read_npz
 from lenslib.recipe import load_recipe, parse_recipe
 from lenslib.records import load_run, run_folder, write_run
+from lenslib.seals import check_beside
 from lenslib.untrusted import parse_json, parse_yaml
 
 LIBRARY = sorted((Path(__file__).parents[1] / "lenslib").rglob("*.py"))
 # what can run what a file says; each with the only modules that may name it, whose tests show that they run nothing
 DANGEROUS = {
-    "pickle": {"checkpoints", "npy_files"},
+    "pickle": {"npy_files"},
     "dill": set(),
     "joblib": set(),
     "shelve": set(),
@@ -155,6 +156,15 @@ def test_a_plan_of_the_workflow_may_repeat_itself():
 def test_json_is_plain_values_or_one_error(text):
     with pytest.raises(ValueError):
         parse_json(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"files": []}', '{"files": {"w": 3}}', "{", b"\xff\xfe"])
+def test_a_record_beside_a_file_speaks_for_it_or_is_refused(tmp_path, text):
+    (tmp_path / "w").write_bytes(b"x")
+    (tmp_path / "record.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        check_beside(tmp_path / "w")
+    assert "\n" not in str(error.value)
 
 
 # paths
