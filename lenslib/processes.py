@@ -36,7 +36,20 @@ def open_fabric(settings: Settings, device: str, precision: str):
         precision = "bf16-mixed"
     elif precision == "bf16-mixed" and not _computes_bf16():
         precision = "32-true"
-    return Fabric(accelerator="cuda" if on_gpu else "cpu", precision=precision, **_placement(settings, on_gpu))
+    placement = _placement(settings, on_gpu)
+    if on_gpu and ":" in device:
+        placement = {"devices": [_number(settings, device)]}
+    return Fabric(accelerator="cuda" if on_gpu else "cpu", precision=precision, **placement)
+
+
+def _number(settings: Settings, device: str) -> int:
+    """N of "cuda:N": Fabric, given how many devices, takes them from the first on."""
+    number = device.partition(":")[2]
+    if not number.isdecimal() or int(number) >= torch.cuda.device_count():
+        raise InputError(f"no device '{device}' here: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    if settings.devices > 1:
+        raise InputError(f"{device} is one device, not {settings.devices}: write cuda, or set devices to 1")
+    return int(number)
 
 
 def _computes_bf16() -> bool:

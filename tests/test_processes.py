@@ -132,6 +132,16 @@ def test_a_notebook_is_told_how_to_train_on_several_devices(monkeypatch):
     assert processes.open_fabric(Settings(), "cpu", "32-true").world_size == 1
 
 
+def test_the_gpu_that_is_asked_for_is_the_one_that_trains(monkeypatch):
+    monkeypatch.setattr("lightning.fabric.Fabric", lambda **given: given)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = {name: processes.open_fabric(Settings(), name, "32-true")["devices"] for name in ("cuda", "cuda:1")}
+    assert devices == {"cuda": 1, "cuda:1": [1]}
+    for name, settings, said in (("cuda:2", Settings(), "no device"), ("cuda:1", Settings(devices=2), "one device")):
+        with pytest.raises(InputError, match=said):
+            processes.open_fabric(settings, name, "32-true")
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_mean_over_processes_is_the_mean_over_the_batch(size, count):
