@@ -1,6 +1,7 @@
 """`lenslib`: the library from the command line. Bad input ends with one line on standard error and exit code 2."""
 
 import argparse
+import re
 import sys
 import warnings
 from dataclasses import asdict
@@ -84,8 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 def _device(name: str) -> str:
     import torch
 
-    number = name.removeprefix("cuda:")
-    if name not in ("auto", "cpu", "cuda") and not number.isdigit():
+    if name not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d{1,3}", name):
         raise argparse.ArgumentTypeError(f"unknown device '{name}': valid choices: cpu, cuda, cuda:N")
     if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"no device '{name}' here: use cpu")
