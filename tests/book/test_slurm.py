@@ -50,7 +50,7 @@ chapters:
 """
 PAGE = "# A small book\n\nA score of {rec}`classification.deeplense_1.best.macro_auc:ci.4f`, see [](records).\n"
 # what differs from run to run, whatever happens to them; which code ran is in the digest of the source
-PASSING = ("git_commit", "started", "seconds", "images_per_second", "peak_memory_mb", "files")
+PASSING = ("git_commit", "started", "seconds", "images_per_second", "peak_memory_mb", "files", "seal")
 
 
 PROFILE = (REPOSITORY / "workflow/profiles/slurm/config.yaml").read_text()
