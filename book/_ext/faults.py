@@ -54,7 +54,8 @@ def page(metrics: dict) -> str:
 def table(head: tuple[str, ...], rows: list[tuple]) -> str:
     above = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<table class="table"><thead><tr>{above}</tr></thead><tbody>{body}</tbody></table>'
+    inner = f"<thead><tr>{above}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="records" tabindex="0"><table class="table">{inner}</table></div>'
 
 
 def setup(app) -> dict:
