@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lenslib", description="Dark-matter substructure in strong lenses: data, models, metrics.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    from lenslib import bench, notebooks, prediction
+    from lenslib import bench, commands_weights, notebooks, prediction
 
     def command(name: str, handler, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
@@ -64,12 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command("train", _train, "train a network, on a folder or a stream, and write its run folder"))
     _add_regress(command("regress", _regress, "train a network to measure parameters, and write its run folder"))
     evaluate = command("evaluate", _evaluate, "judge trained weights on a data-set folder")
-    evaluate.add_argument("weights", type=Path)
+    evaluate.add_argument("weights", help="weights.safetensors, or a name that `lenslib weights` lists")
     evaluate.add_argument("data", type=Path, help="data-set folder")
     evaluate.add_argument("--json", action="store_true")
     prediction.add_options(
         command("predict", prediction.predict, "what weights say of images (.npy, FITS, or folders)")
     )
+    commands_weights.add_parsers(command)
     verify = command("verify", _verify, "check every byte of a data-set folder, or of a run's")
     verify.add_argument("folder", type=Path)
     status = command("status", _status, "what ran, what is at work, what failed and what remains")
@@ -280,15 +281,17 @@ def _evaluate(options) -> None:
     from lenslib.inference import estimates_numbers, load_classifier, load_estimator
     from lenslib.metrics import classification_metrics
     from lenslib.regression import judge
+    from lenslib.weights import find_weights
 
-    if estimates_numbers(options.weights):
+    weights = find_weights(options.weights)
+    if estimates_numbers(weights):
         data = open_dataset(options.data)
-        _print_metrics(judge(load_estimator(options.weights, data.recipe), data), options.json)
+        _print_metrics(judge(load_estimator(weights, data.recipe), data), options.json)
         return
-    classifier, data = load_classifier(options.weights), open_dataset(options.data)
+    classifier, data = load_classifier(weights), open_dataset(options.data)
     if classifier.classes != data.classes or classifier.native_size != data.images.shape[-1]:
         raise InputError(
-            f"'{options.weights}' was trained on {classifier.recipe} ({classifier.native_size} pixels, classes "
+            f"'{weights}' was trained on {classifier.recipe} ({classifier.native_size} pixels, classes "
             f"{', '.join(classifier.classes)}); '{options.data}' holds {data.recipe.name}"
         )
     metrics = classification_metrics(data.labels, classifier.probabilities(data.images), data.classes)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm import tqdm
 
 from lenslib.errors import InputError, unknown
 from lenslib.foreign import LazyImages
+from lenslib.png_files import read_png
 
 TEXTS = ("index", "filename", "model", "config", "cluster", "lens", "source", "lightprofile")
 # every column that versions 2 and 3 read: 2 has chi (percent) and einsteinR, in pixels of the lens plane; 3 has
@@ -27,7 +27,6 @@ COLUMNS = (
 )
 AMPLITUDE = r"(alpha|beta)\[\d+\]\[\d+\]"
 REQUIRED = ("filename", "source", "x", "y", "sigma")
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 class CosmoSimSet(NamedTuple):
@@ -53,14 +52,14 @@ def read_cosmosim(path: str | Path, columns: tuple[str, ...] = (), progress: boo
     files = [_png(path, name) for name in params["filename"]]
     shape = None
     for file in tqdm(files, desc="check images", unit="file", delay=1, disable=None if progress else True):
-        found = _read_png(file).shape[1:]
+        found = read_png(file).shape[1:]
         shape = shape or found
         if found != shape:
             raise InputError(f"'{file}': has {found[1]} x {found[2]} pixels, those before it {shape[1]} x {shape[2]}")
         if found[1] != found[2]:
             raise InputError(f"'{file}': has {found[1]} x {found[2]} pixels: simulate square images")
     rows = np.arange(len(files))
-    return CosmoSimSet(LazyImages(_read_png, files, rows, 0 * rows, shape), params)
+    return CosmoSimSet(LazyImages(read_png, files, rows, 0 * rows, shape), params)
 
 
 def _csv(path: Path) -> Path:
@@ -106,20 +105,6 @@ def _png(path: Path, name: str) -> Path:
         if file.is_file():
             return file
     raise InputError(f"'{path}': no image '{name}' beside it or in its folder 'images'")
-
-
-def _read_png(path: Path) -> np.ndarray:
-    """Grey levels [1, 1, h, w] with row = +y."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            levels = np.asarray(image.convert("RGB") if image.mode in ("P", "RGBA", "LA") else image)
-    except _DAMAGE:
-        raise InputError(f"'{path}': it is not a whole PNG file: simulate it again") from None
-    if levels.ndim == 3:
-        if (levels != levels[..., :1]).any():
-            raise InputError(f"'{path}': is in colour: write it without axes, curves or other marks")
-        levels = levels[..., 0]
-    return levels[None, None, ::-1].astype(np.float32)
 
 
 def write_cosmosim_csv(path: str | Path, params: pd.DataFrame) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import pandas as pd
 import pooch
 
 from lenslib.errors import InputError
+from lenslib.hdf5_files import read_hdf5
 
 if TYPE_CHECKING:
     from lenslib.lens_light import LensLight
@@ -99,12 +99,12 @@ def read_frame(image_path: str | Path, psf_path: str | Path | None = None) -> Fr
     """
     image_path = Path(image_path)
     psf_path = Path(psf_path) if psf_path else image_path.with_name(image_path.name.replace("image_", "psf_", 1))
-    stored = _read(image_path, IMAGE_KEYS, ("ra_at_xy_0", "dec_at_xy_0", "ra_shift", "dec_shift"))
+    stored = read_hdf5(image_path, IMAGE_KEYS, ("ra_at_xy_0", "dec_at_xy_0", "ra_shift", "dec_shift"))
     if psf_path == image_path or not psf_path.is_file():
         raise InputError(
             f"{image_path.name}: no point-spread function at {psf_path}: give the path of its psf_*.h5 file"
         )
-    psf = _read(psf_path, ("kernel_point_source",))["kernel_point_source"]
+    psf = read_hdf5(psf_path, ("kernel_point_source",))["kernel_point_source"]
 
     image, transform = stored["image_data"], stored["transform_pix2angle"]
     _check_image(image_path, image)
@@ -126,21 +126,6 @@ def read_frame(image_path: str | Path, psf_path: str | Path | None = None) -> Fr
         center=_center(stored, transform, image.shape),
         note=NOTES.get(name, ""),
     )
-
-
-def _read(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise InputError(f"no file {path}: give the path of an HDF5 file")
-    try:
-        with h5py.File(path) as file:
-            missing = [key for key in required if key not in file]
-            if not missing:
-                return {k: np.asarray(file[k][()], dtype=np.float64) for k in (*required, *optional) if k in file}
-    # h5py raises any of these for a file cut short, a group in place of an array, or text in place of numbers
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a whole HDF5 file ({reason}): fetch it again") from None
-    raise InputError(f"{path}: lacks {', '.join(missing)}: write them as datasets of those names")
 
 
 def _check_image(path: Path, image: np.ndarray) -> None:

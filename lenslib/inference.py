@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from lenslib.augmentation import AUGMENTATIONS, turn_images
 from lenslib.dataset import CHANNELS, DataSet, prepare
 from lenslib.errors import InputError
-from lenslib.fits_files import is_fits, read_fits
-from lenslib.foreign import split_masses
+from lenslib.image_files import read_images
 from lenslib.models import create_model, load_weights
-from lenslib.npy_files import read_npy
 from lenslib.targets import KINDS, Targets
 from lenslib.training import predict_logits
 from lenslib.untrusted import parse_json
@@ -102,14 +100,18 @@ def load_classifier(path: str | Path) -> Classifier:
     metadata = metadata_of(path)
     if "targets" in metadata:
         raise InputError(f"'{path}' estimates numbers, not classes: load it with load_estimator")
-    classes, sizes = _facts(path, metadata, METADATA)
-    if not isinstance(classes, list):
-        raise InputError(f"'{path}' has a damaged entry among its {', '.join(METADATA[2:])}")
-    classes = tuple(map(str, classes))
-    size, native_size, crop, in_chans = sizes
+    classes, (size, native_size, crop, in_chans) = classifier_facts(path, metadata)
     network = _network(path, metadata["model"], len(classes), size, in_chans)
     units = metadata.get("units", "light")
     return Classifier(network, metadata["model"], metadata["recipe"], classes, size, native_size, crop, in_chans, units)
+
+
+def classifier_facts(path: str | Path, metadata: Mapping[str, str]) -> tuple[tuple[str, ...], list[int]]:
+    """What the metadata of a classifier's file say: its classes, and image_size, native_size, crop and in_chans."""
+    classes, sizes = _facts(path, metadata, METADATA)
+    if not isinstance(classes, list):
+        raise InputError(f"'{path}' has a damaged entry among its {', '.join(METADATA[2:])}")
+    return tuple(map(str, classes)), sizes
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:
@@ -127,7 +129,7 @@ def metadata_of(path: str | Path) -> dict[str, str]:
         ) from None
 
 
-def _facts(path: str | Path, metadata: dict[str, str], names: tuple[str, ...]):
+def _facts(path: str | Path, metadata: Mapping[str, str], names: tuple[str, ...]):
     """What is JSON before the sizes, and the sizes: image_size, native_size, crop, in_chans."""
     missing = [name for name in names if name not in metadata]
     if missing:
@@ -250,21 +252,26 @@ def load_estimator(path: str | Path, recipe=None) -> Estimator:
     metadata = metadata_of(path)
     if "classes" in metadata:
         raise InputError(f"'{path}' tells classes, it estimates no numbers: load it with load_classifier")
-    entry, (size, native_size, crop, in_chans) = _facts(path, metadata, ESTIMATOR_METADATA)
-    try:
-        targets = Targets(**{name: tuple(part) if isinstance(part, list) else part for name, part in entry.items()})
-        outputs = len(targets.columns)
-        numbers = np.array([targets.offset, targets.scale], float)
-        if targets.kind not in KINDS or numbers.shape != (2, outputs) or not np.isfinite(numbers).all():
-            raise ValueError("not what Targets.to_dict gives")
-    except (TypeError, AttributeError, ValueError, LookupError, OverflowError):
-        raise InputError(f"'{path}' has a damaged entry among its targets") from None
+    targets, (size, native_size, crop, in_chans) = estimator_facts(path, metadata)
     if recipe is not None and metadata["recipe_digest"] != recipe_digest(recipe):
         same = " as it was then" if recipe.name == metadata["recipe"] else ""
         raise InputError(f"'{path}' was trained on {metadata['recipe']}{same}, not on {recipe.name}: train it on that")
-    network = _network(path, metadata["model"], outputs, size, in_chans)
+    network = _network(path, metadata["model"], len(targets.columns), size, in_chans)
     facts = metadata["model"], metadata["recipe"], metadata["recipe_digest"], targets
     return Estimator(network, *facts, size, native_size, crop, in_chans, metadata.get("units", "light"))
+
+
+def estimator_facts(path: str | Path, metadata: Mapping[str, str]) -> tuple[Targets, list[int]]:
+    """What the metadata of an estimator's file say: its targets, and image_size, native_size, crop and in_chans."""
+    entry, sizes = _facts(path, metadata, ESTIMATOR_METADATA)
+    try:
+        targets = Targets(**{name: tuple(part) if isinstance(part, list) else part for name, part in entry.items()})
+        numbers = np.array([targets.offset, targets.scale], float)
+        if targets.kind not in KINDS or numbers.shape != (2, len(targets.columns)) or not np.isfinite(numbers).all():
+            raise ValueError("not what Targets.to_dict gives")
+    except (TypeError, AttributeError, ValueError, LookupError, OverflowError):
+        raise InputError(f"'{path}' has a damaged entry among its targets") from None
+    return targets, sizes
 
 
 def refine(
@@ -306,58 +313,6 @@ def delens(recipe, images: Tensor, params: dict[str, Tensor], width: float, pixe
     from lenslib import delens as undone
 
     return undone.delens(recipe, images, params, width, pixels)
-
-
-def read_images(path: str | Path, size: int, in_chans: int = 1, mask: np.ndarray | None = None) -> np.ndarray:
-    """Images [n, in_chans, size, size], float32, from a .npy file of one image, a stack of them or [image, axion mass],
-    or from the first image of a FITS file. Colours may come first or last. Under a `mask` [size, size], true where a
-    pixel is not to count, pixels that are not finite are set to 0.
-
-    InputError names what is wrong with the file; nothing in it is run.
-    """
-    path = Path(path)
-    if is_fits(path):
-        images = read_fits(path)[0]
-    elif path.suffix == ".npy":
-        images = read_npy(path)
-        images = split_masses(path, images)[0] if images.dtype == object else images
-    else:
-        raise InputError(f"'{path}': only .npy and FITS images are read here")
-    if images.dtype.kind not in "fiu":
-        raise InputError(f"'{path}': holds {images.dtype}, not numbers")
-    shape = images.shape
-    if in_chans == 1 and images.ndim in (2, 3):
-        images = images[..., None, :, :]
-    elif images.ndim > 2 and shape[-1] == in_chans:
-        images = np.moveaxis(images, -1, -3)
-    one = (in_chans, size, size)
-    if images.ndim not in (3, 4) or images.shape[-3:] != one:
-        colours = f" in {in_chans} colours" if in_chans > 1 else ""
-        raise InputError(f"'{path}': has shape {shape}, and the network was trained on {size} x {size} pixels{colours}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
-        images = images.reshape(-1, *one).astype(np.float32)
-    bad = ~np.isfinite(images)
-    if mask is not None and mask.shape[-2:] == images.shape[-2:]:
-        images, bad = np.where(bad & mask, np.float32(0), images), bad & ~mask
-    if bad.any():
-        raise InputError(f"'{path}': has {int(bad.sum())} pixels that are NaN or infinite")
-    if not len(images) or (np.ptp(images, axis=(2, 3)) == 0).any():
-        raise InputError(f"'{path}': holds no image, or one whose pixels are all equal")
-    return images
-
-
-def find_images(paths: list[str | Path]) -> list[Path]:
-    """The files among `paths`, and the .npy and FITS files in their folders. InputError for a folder without any."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix == ".npy" or is_fits(file))
-            if not inside:
-                raise InputError(f"'{path}' holds no .npy images and no FITS images")
-            found += inside
-        else:
-            found.append(path)
-    return found
 
 
 def predict_files(network, paths: list[Path], progress=True):

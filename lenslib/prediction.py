@@ -16,7 +16,7 @@ _FRAME = ("noise", "background_rms", "exposure_time", "psf", "mask")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", help="weights.safetensors, a name (`lenslib weights`), or an exported .onnx file")
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--turns", action="store_true", help="average over the eight ways to turn and mirror an image")
@@ -30,9 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def predict(options) -> int:
     """0, 1 where some files of many failed, 2 where the only one did."""
-    from lenslib.inference import find_images, judges_fits, metadata_of, predict_files
+    from lenslib.image_files import find_images
+    from lenslib.inference import predict_files
 
-    judge = (_OfFits if judges_fits(metadata_of(options.weights)) else _OfImages)(options)
+    judge = _judge(options)
     rows, failed = [], 0
     for path, answer in predict_files(judge, find_images(options.images)):
         if isinstance(answer, InputError):
@@ -49,15 +50,35 @@ def predict(options) -> int:
     return 0 if not failed else 1 if rows else 2
 
 
+def _judge(options):
+    from lenslib.inference import judges_fits, metadata_of
+    from lenslib.weights import find_weights
+
+    options.weights = find_weights(options.weights)
+    if options.weights.suffix == ".onnx":
+        return _OfExported(options)
+    return (_OfFits if judges_fits(metadata_of(options.weights)) else _OfImages)(options)
+
+
+def _refuse_frame(options) -> None:
+    for name in _FRAME:
+        if getattr(options, name) is not None:
+            raise InputError(f"'{options.weights}' looks at images alone: leave out --{name.replace('_', '-')}")
+
+
+def _named(names: tuple[str, ...], answer: np.ndarray, numbers: bool) -> list[dict]:
+    """A row for each image: what is likeliest, of classes, and all values by name."""
+    rows = [dict(zip(names, values.tolist(), strict=True)) for values in answer]
+    return rows if numbers else [{"class": max(row, key=row.get)} | row for row in rows]
+
+
 class _OfImages:
     """Weights that look at images alone: a classifier or an estimator."""
 
     def __init__(self, options):
         from lenslib.inference import estimates_numbers, load_classifier, load_estimator
 
-        for name in _FRAME:
-            if getattr(options, name) is not None:
-                raise InputError(f"'{options.weights}' looks at images alone: leave out --{name.replace('_', '-')}")
+        _refuse_frame(options)
         self.numbers = estimates_numbers(options.weights)
         self.network = (load_estimator if self.numbers else load_classifier)(options.weights)
         if options.turns and self.numbers:
@@ -69,11 +90,26 @@ class _OfImages:
         return self.network.answers(images, **self.more)
 
     def rows(self, answer: np.ndarray) -> list[dict]:
-        names = self.network.targets.names if self.numbers else self.network.classes
-        return [
-            ({} if self.numbers else {"class": names[values.argmax()]}) | dict(zip(names, values.tolist(), strict=True))
-            for values in answer
-        ]
+        return _named(self.network.targets.names if self.numbers else self.network.classes, answer, self.numbers)
+
+
+class _OfExported:
+    """A network in an ONNX file."""
+
+    def __init__(self, options):
+        from lenslib.export import load_exported
+
+        _refuse_frame(options)
+        if options.turns:
+            raise InputError("--turns is for weights.safetensors: an exported network looks once")
+        self.network = load_exported(options.weights)
+        self.native_size, self.in_chans = self.network.native_size, self.network.in_chans
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        return self.network.answers(images)
+
+    def rows(self, answer: np.ndarray) -> list[dict]:
+        return _named(self.network.names, answer, self.network.targets is not None)
 
 
 class _OfFits:

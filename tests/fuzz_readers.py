@@ -54,7 +54,7 @@ def _npys() -> list[bytes]:
 
 def _read_npy(path: Path):
     from lenslib.errors import InputError
-    from lenslib.inference import read_images
+    from lenslib.image_files import read_images
     from lenslib.npy_files import read_npy
 
     read_npy(path, mapped=True)

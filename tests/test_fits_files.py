@@ -9,7 +9,7 @@ from astropy.wcs import WCS
 
 from lenslib.errors import InputError
 from lenslib.fits_files import is_fits, read_fits
-from lenslib.inference import find_images, read_images
+from lenslib.image_files import find_images, read_images
 
 SCALE = 0.05  # arcsec
 

@@ -9,7 +9,7 @@ from lenslib.classification import classify, open_pair, train_classifier
 from lenslib.dataset import open_dataset, prepare
 from lenslib.errors import InputError
 from lenslib.foreign import CLASSES
-from lenslib.inference import read_images
+from lenslib.image_files import read_images
 from lenslib.metrics import macro_auc
 from lenslib.training import Settings
 

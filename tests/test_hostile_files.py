@@ -19,7 +19,8 @@ from lenslib import dataset
 from lenslib.cosmosim import read_cosmosim
 from lenslib.dataset import open_dataset
 from lenslib.errors import InputError
-from lenslib.inference import load_classifier, read_images
+from lenslib.image_files import read_images
+from lenslib.inference import load_classifier
 from lenslib.models import create_model
 from lenslib.npy_files import read_npy, read_npz
 from lenslib.recipe import load_recipe, parse_recipe

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from lenslib.dataset import write_dataset
 from lenslib.errors import InputError
-from lenslib.inference import classifier_metadata, find_images, load_classifier, predict_files, read_images
+from lenslib.image_files import find_images, read_images
+from lenslib.inference import classifier_metadata, load_classifier, predict_files
 from lenslib.models import create_model
 from lenslib.recipe import load_recipe
 

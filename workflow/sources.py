@@ -13,13 +13,14 @@ VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]
+VIEWS += ["weights.py", "validation.py", "export.py", "demo*.py", "commands_weights.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
 AFTER_SIMULATION = ["models/*", "training.py", "settings.py", "tasks.py", "augmentation.py", "checkpoints.py"]
 AFTER_SIMULATION += ["memory.py", "classification.py", "inference.py", "regression.py", "targets.py", "metrics.py"]
 AFTER_SIMULATION += ["fit_classify.py", "resampling.py", "calibration.py", "records.py", "provenance.py", "stream.py"]
-AFTER_SIMULATION += ["processes.py"]
+AFTER_SIMULATION += ["processes.py", "image_files.py", "hdf5_files.py", "png_files.py"]
 
 
 def modules(*but: str) -> list[str]:

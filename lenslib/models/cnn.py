@@ -89,7 +89,7 @@ class PolarCNN(nn.Module):
 
     def polar(self, images: torch.Tensor) -> torch.Tensor:
         """Means [n, c, rings, sectors] over the cells of the polar grid; 0 outside the image."""
-        grid = self.grid.to(images.dtype).expand(len(images), -1, -1, -1)
+        grid = self.grid.to(images.dtype).expand(images.shape[0], -1, -1, -1)
         return avg_pool2d(grid_sample(images, grid, align_corners=False), self.samples)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -175,7 +175,7 @@ class MobileFormer(nn.Module):
         self.head = nn.Sequential(*layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x, tokens = self.stem(images), self.tokens.expand(len(images), -1, -1)
+        x, tokens = self.stem(images), self.tokens.expand(images.shape[0], -1, -1)
         x = x + self.light(x)
         for block in self.blocks:
             x, tokens = block(x, tokens)

@@ -16,7 +16,7 @@ CHAPTERS = sorted(yaml.safe_load((REPOSITORY / "workflow/test.yaml").read_text()
 PAGES = [
     "search",
     "genindex",
-    *(f"book/{name}" for name in ("intro", "cluster", "scale", "records", "faults", "references")),
+    *(f"book/{name}" for name in ("intro", "weights", "cluster", "scale", "records", "faults", "references")),
 ]
 PAGES += [f"notebooks/{name}" for name in CHAPTERS]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
