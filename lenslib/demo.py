@@ -35,6 +35,8 @@ from lenslib.weights import check_named
 # smooth lenses that a fit's start is sought among; windows of the attribution, and how far they move
 TEMPLATES, WINDOW, STRIDE = 2048, 0.1, 0.05
 UNVALIDATED = "These weights were never validated: read nothing into how sure they look."
+LEAVES_MORE = " The smooth lens leaves more than noise: substructure, other noise or source, or no lens."
+UNEXPOSED = " The photons of the arcs were not counted as noise, so that the interval is too narrow: give the exposure."
 # what the source is shown in, beside the largest of its sizes
 _SOURCE = 6.0
 
@@ -77,7 +79,7 @@ class Subject:
     def size(self) -> int:
         return self.network.native_size
 
-    def judge(self, image: np.ndarray, exposure_time: float = 0.0) -> Answer:
+    def judge(self, image: np.ndarray, photons: float = 0.0) -> Answer:
         """What the network says of an image [1, c, h, w], at the temperature of its validation."""
         found = self.exported.answers(image)[0]
         strange = []
@@ -116,30 +118,30 @@ class Subject:
 
         return Templates(self.recipe, self.templates)
 
-    def measure(self, image: np.ndarray, exposure_time: float = 0.0) -> Measured:
+    def measure(self, image: np.ndarray, photons: float = 0.0) -> Measured:
         """A smooth lens and source fitted to an image [1, 1, h, w].
 
-        The noise of the sky is that at the frame's edge; with an `exposure_time` in seconds, of an image in electrons a
-        second, the photons of the arcs have theirs as well. A roulette recipe knows its noise. InputError for a recipe
-        that no smooth lens can be fitted to.
+        The noise of the sky is that at the frame's edge; where it is known how many `photons` make one unit of the
+        image (the exposure in seconds, of an image in electrons a second), the arcs have theirs as well. A roulette
+        recipe knows its noise. InputError for a recipe that no smooth lens can be fitted to.
         """
         images = torch.from_numpy(image)
         if self.recipe.kind == "roulette":
             starts = self.network.params(images) if isinstance(self.network, Estimator) else None
             fit = refine(self.recipe, images, starts, evolutions=1)
             return self._measured(images, fit, "einstein_radius", "pixels")
-        noise = edge_noise(images, exposure_time)
+        noise = edge_noise(images, photons)
         fit = refine(self.recipe, images, self.starts.starts(images), noise)
-        return self._measured(images, fit, "lens_theta_E", "arcsec")
+        return self._measured(images, fit, "lens_theta_E", "arcsec", "" if photons > 0 else UNEXPOSED)
 
-    def _measured(self, images: Tensor, fit, name: str, unit: str) -> Measured:
+    def _measured(self, images: Tensor, fit, name: str, unit: str, doubt: str = "") -> Measured:
         value, deviation = float(fit.params[name][0]), float(fit.uncertainty(name)[0])
         left = float(fit.chi_square[0] / fit.freedom[0])
         words = f"Chi-square {left:.2f} a degree of freedom."
         if not fit.converged[0]:
             words = "The fit did not converge: do not believe it."
         elif not fit.good[0]:
-            words += " The smooth lens leaves more than noise: substructure, another source, or no lens of this kind."
+            words += doubt or LEAVES_MORE
         sizes = [float(fit.params[key][0]) for key in ("R_sersic", "sigma1") if key in fit.params]
         source = delens(self.recipe, images, fit.params, width=_SOURCE * max(sizes))
         radius = (value, value - 1.96 * deviation, value + 1.96 * deviation)
@@ -151,8 +153,8 @@ class Subject:
 class FitSubject(Subject):
     """A network that judges what a fit leaves: `network` is a `FitClassifier`, and nothing is exported."""
 
-    def judge(self, image: np.ndarray, exposure_time: float = 0.0) -> Answer:
-        answers = self.network.answers(image, edge_noise(torch.from_numpy(image), exposure_time))
+    def judge(self, image: np.ndarray, photons: float = 0.0) -> Answer:
+        answers = self.network.answers(image, edge_noise(torch.from_numpy(image), photons))
         if answers.reasons[0]:
             return Answer({}, {}, f"No answer: {answers.reasons[0]}.")
         found = answers.probabilities if self.validation is None else self.validation.calibrated(answers.probabilities)
@@ -163,9 +165,9 @@ class FitSubject(Subject):
         raise InputError("this network looks at what the fit leaves: see the residual")
 
 
-def edge_noise(images: Tensor, exposure_time: float = 0.0) -> Tensor:
+def edge_noise(images: Tensor, photons: float = 0.0) -> Tensor:
     """Standard deviations of every pixel of images [n, 1, h, w], from the median absolute deviation at their edges, and
-    of photons counted for so many seconds. InputError where the edge has no noise."""
+    of the arcs where so many `photons` make one unit. InputError where the edge has no noise."""
     width = max(2, images.shape[-1] // 15)
     edge = torch.ones(images.shape[-2:], dtype=torch.bool)
     edge[width:-width, width:-width] = False
@@ -176,7 +178,16 @@ def edge_noise(images: Tensor, exposure_time: float = 0.0) -> Tensor:
     if not (rms > 0).all():
         raise InputError("the edge of the frame has no noise, so that nothing says how well a fit must do")
     light = (images - middle[..., None]).clamp(min=0)
-    return (rms**2 + (light / exposure_time if exposure_time > 0 else 0.0)).sqrt().expand_as(images)
+    return (rms**2 + (light / photons if photons > 0 else 0.0)).sqrt().expand_as(images)
+
+
+def photons_of(batch) -> list[float]:
+    """Of each image of a batch, how many photons make one of its units, by the noise that they add; 0 of roulettes."""
+    if "exposure_time" not in batch.params:
+        return [0.0] * len(batch.images)
+    noise = batch.recipe.instrument.noise
+    counted = noise.kind == "deeplense"  # its images are counts
+    return [(1.0 if counted else float(seconds)) / noise.photon_draws for seconds in batch.params["exposure_time"]]
 
 
 def load_subject(weights: str | Path, templates: int = TEMPLATES) -> Subject:

@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 
-from lenslib.demo import Answer, Measured, Subject, load_subject, recipe_of
+from lenslib.demo import Answer, Measured, Subject, load_subject, photons_of, recipe_of
 from lenslib.errors import InputError
 from lenslib.export import export_calibrated
 from lenslib.image_files import SUFFIXES, read_images
@@ -27,7 +27,7 @@ _WORDS = """\
 Choose a network and drop a frame: one square image of a lens, as many pixels a side as the network was trained on
 (`.npy`, FITS, HDF5 or PNG). Probabilities are calibrated on simulated images and hold for images of that kind alone.
 """
-_EXPOSURE = "exposure in seconds, of an image in electrons a second (0: sky noise alone)"
+_EXPOSURE = "exposure in seconds, of an image in electrons a second; 1 of one in electrons; 0 where unknown"
 _README = """\
 ---
 title: Substructure in strong lenses
@@ -60,15 +60,15 @@ def build(weights: Sequence[str] = ()):
             with gr.Column():
                 name = gr.Dropdown(names, value=names[0], label="network")
                 file = gr.File(label="frame", file_types=list(SUFFIXES), elem_id="frame")
-                exposure = gr.Number(0, label=_EXPOSURE)
-                gr.Examples(_examples(names), [name, file], label="simulated frames")
+                exposure = gr.Number(0, label=_EXPOSURE, elem_id="exposure")
+                gr.Examples(_examples(names), [name, file, exposure], label="simulated frames")
                 fit = gr.Button("Fit a smooth lens", elem_id="fit")
             with gr.Column():
                 classes = gr.Label(label="probabilities", elem_id="classes")
                 words = gr.Markdown(elem_id="words")
-                seen = gr.Plot(label="what it hangs on")
+                seen = gr.Plot(show_label=False)
         fitted = gr.Markdown(elem_id="fitted")
-        panels = gr.Plot(label="frame, fit, residual, source")
+        panels = gr.Plot(show_label=False)
         given = [name, file, exposure]
         for what in (file.change, name.change):
             what(partial(judged, subject), given, [classes, words, seen], api_name=False)
@@ -162,18 +162,20 @@ def _panels(image: np.ndarray, found: Measured):
     return figure
 
 
-def _examples(names: Sequence[str]) -> list[list[str]]:
-    """A few simulated frames of each network's recipe, in files."""
+def _examples(names: Sequence[str]) -> list[list]:
+    """A few simulated frames of each network's recipe, in files, with their exposures."""
     folder, found, recipes = Path(mkdtemp(prefix="lenslib-demo-")), [], set()
     for name in names:
         recipe = recipe_of(name)
         if recipe.name in recipes:
             continue
         recipes.add(recipe.name)
-        for k, image in enumerate(recipe.sample(EXAMPLES, seed=2**31).images.numpy()):
+        batch = recipe.sample(EXAMPLES, seed=2**31)
+        photons = photons_of(batch)
+        for k, image in enumerate(batch.images.numpy()):
             path = folder / f"{recipe.name}_{k}.npy"
             np.save(path, image)
-            found.append([name, str(path)])
+            found.append([name, str(path), round(photons[k], 1)])
     return found
 
 

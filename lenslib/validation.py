@@ -92,10 +92,10 @@ def _calibration(classifier, run: Run, data) -> dict:
     after = apply_temperature(judged["scores"], temperature)
     return {
         "temperature": temperature,
-        **{"ece_before": calibration_error(judged["labels"], judged["scores"])},
-        **{"ece_after": calibration_error(judged["labels"], after)},
-        **{"brier_before": brier_score(judged["labels"], judged["scores"])},
-        **{"brier_after": brier_score(judged["labels"], after)},
+        "ece_before": calibration_error(judged["labels"], judged["scores"]),
+        "ece_after": calibration_error(judged["labels"], after),
+        "brier_before": brier_score(judged["labels"], judged["scores"]),
+        "brier_after": brier_score(judged["labels"], after),
     }
 
 

@@ -49,7 +49,7 @@ def test_the_noise_is_that_of_the_edge():
     sky[:, :, 60:90, 60:90] += 100
     found = demo.edge_noise(sky)
     np.testing.assert_allclose(found[:, 0, 0, 0], [1, 5], rtol=0.05)
-    photons = demo.edge_noise(sky, exposure_time=4.0)
+    photons = demo.edge_noise(sky, photons=4.0)
     assert float(photons[0, 0, 75, 75]) == pytest.approx((1 + 100 / 4) ** 0.5, rel=0.05)
     with pytest.raises(InputError, match="no noise"):
         demo.edge_noise(torch.zeros(1, 1, 20, 20))
@@ -88,6 +88,18 @@ def test_a_dropped_frame_gets_probabilities_and_a_fit(tab, batch, tmp_path):
     assert sum(int(part.removesuffix("%")) for part in shares.split() if part.endswith("%")) == pytest.approx(
         100, abs=2
     )
+    tab.locator("#exposure input").fill("0.5")
+    tab.click("#fit")
+    tab.wait_for_function("document.querySelector('#fitted').innerText.includes('Einstein radius')", timeout=120_000)
+    assert "arcsec" in tab.locator("#fitted").inner_text()
+
+
+def test_the_einstein_radius_is_the_one_drawn(subject, batch):
+    found = subject.measure(batch.images.numpy()[:1], demo.photons_of(batch)[0])
+    assert found.radius[0] == pytest.approx(float(batch.params["lens_theta_E"][0]), abs=0.02)
+    assert found.radius[1] < found.radius[0] < found.radius[2]
+    assert "exposure" not in found.words
+    assert "exposure" in subject.measure(batch.images.numpy()[:1]).words
 
 
 @pytest.mark.parametrize(
