@@ -307,9 +307,11 @@ def test_a_bad_image_is_refused(refused, weights, tmp_path, image, said):
 
 def test_what_holds_no_images_is_refused(refused, weights, tmp_path):
     refused("no such file", "predict", weights, tmp_path / "absent.npy")
-    refused("no .npy images", "predict", weights, tmp_path)
+    refused("holds no images", "predict", weights, tmp_path)
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
-    refused("only .npy", "predict", weights, tmp_path / "image.png")
+    refused("whole PNG", "predict", weights, tmp_path / "image.png")
+    (tmp_path / "image.jpg").write_bytes(b"\xff\xd8")
+    refused("only .npy", "predict", weights, tmp_path / "image.jpg")
 
 
 def test_a_network_is_judged_on_its_own_kind_of_images_only(refused, weights, tmp_path, small_recipe):

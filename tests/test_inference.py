@@ -190,7 +190,7 @@ def test_files_are_found_in_folders_in_order(tmp_path):
     found = find_images([tmp_path / "b", tmp_path / "a.npy"])
     assert [path.name for path in found] == ["1.npy", "2.npy", "a.npy"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no .npy images"):
+    with pytest.raises(InputError, match="holds no images"):
         find_images([tmp_path / "empty"])
 
 
