@@ -110,9 +110,13 @@ def render_by(kernels: Kernels, recipe: Recipe, params: dict[str, Tensor], point
 
 
 def _trace(kernels: Kernels, recipe: Recipe, params, points=None) -> tuple[Tensor, Tensor]:
-    """Where rays end in the source plane, each [n, h, w]."""
-    x, y = _drawn_grid(recipe, params)
-    some = params["lens_theta_E"]
+    return trace(recipe, params, *_drawn_grid(recipe, params), points, kernels)
+
+
+def trace(recipe: Recipe, params, x: Tensor, y: Tensor, points=None, kernels=None) -> tuple[Tensor, Tensor]:
+    """Where rays from (x, y) [h, w] end in the source plane, each [n, h, w]; all in arcsec. `params` and `points` as
+    for `render`."""
+    kernels, some = kernels or EAGER, params["lens_theta_E"]
     extra = kernels.deflection(points, x, y) if points else some.new_zeros(2, len(some), *x.shape)
     companions = tuple((name, group.count) for name, group in recipe.companions.items())
     return kernels.rays(params, *extra, x, y, recipe.lens.profile, companions)
@@ -121,10 +125,7 @@ def _trace(kernels: Kernels, recipe: Recipe, params, points=None) -> tuple[Tenso
 def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tensor) -> Tensor:
     """The light that rays find, blurred: [n, c, h, w]."""
     x, y = _drawn_grid(recipe, params)
-    pictures, pixel_scale = None, 0.0
-    if recipe.source.profile == "picture":
-        pictures, pixel_scale = recipe.source.in_bands(recipe.channels).to(ray_x), recipe.source.pixel_scale
-    light = kernels.light(params, ray_x, ray_y, x, y, tuple(recipe.bands or ()), pictures, pixel_scale)
+    light = _shine(kernels, recipe, params, ray_x, ray_y, x, y)
     psfs, scale, pixels = recipe.psfs(), recipe.instrument.pixel_scale, recipe.instrument.pixels
     light = light * scale**2
     if len(set(psfs)) == 1:
@@ -134,6 +135,21 @@ def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tens
         blurred = torch.stack([kernels.blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
     margin = (len(x) - pixels) // 2
     return blurred[..., margin : margin + pixels, margin : margin + pixels]
+
+
+def _shine(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    pictures, pixel_scale = None, 0.0
+    if recipe.source.profile == "picture":
+        pictures, pixel_scale = recipe.source.in_bands(recipe.channels).to(ray_x), recipe.source.pixel_scale
+    return kernels.light(params, ray_x, ray_y, x, y, tuple(recipe.bands or ()), pictures, pixel_scale)
+
+
+def source_light(recipe: Recipe, params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Brightness [n, c, h, w] of the source without a lens, at (x, y) [h, w] arcsec of the source plane: flux an
+    arcsec^2."""
+    alone = {name: value for name, value in params.items() if not name.startswith("lens_light_")}
+    rays = (value.expand(len(params["lens_theta_E"]), *x.shape) for value in (x, y))
+    return _shine(EAGER, recipe, alone, *rays, x, y)
 
 
 def _drawn_grid(recipe: Recipe, params) -> tuple[Tensor, Tensor]:

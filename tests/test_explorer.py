@@ -1,14 +1,17 @@
-"""The explorer draws the recipe's own images, and its sliders move them."""
+"""The explorer draws the recipe's own images, its sliders move them, and what it says of them is so."""
 
 import io
+import re
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
 
 from lenslib.errors import InputError
-from lenslib.explorer import Explorer
+from lenslib.explorer import Explorer, explore
+from lenslib.explorer_judge import judge_for
 from lenslib.optics import macro_deflection, point_mass_deflection
 from lenslib.recipe import load_recipe
 from lenslib.scene import default_scene, dials, draw_scene, residual
@@ -120,6 +123,138 @@ def test_holding_an_image_shows_the_change_since():
     assert "rms change 0.00%" not in explorer.title
     explorer.hold.value = False
     assert explorer.held is None
+
+
+def test_walking_moves_sliders_and_hardly_the_image():
+    explorer = Explorer("deeplense_1", 1)
+    explorer.label.value = "no_sub"
+    before = explorer.values
+    explorer.hold.value = True
+    explorer.walk()
+    assert explorer.values != before
+    assert explorer.told.change(explorer.picture.clean, explorer.held) == pytest.approx(1, rel=0.1)
+    assert "deviations from the held one" in explorer.words.value
+    explorer.walk(-1)
+    for name, value in explorer.values.items():
+        assert value == pytest.approx(before[name], abs=2e-3 * (explorer.dials[name].high - explorer.dials[name].low))
+
+
+def test_the_end_of_a_slider_is_said_and_nothing_moves():
+    explorer = Explorer("deeplense_1")
+    before = explorer.values
+    explorer.move({"theta_E": 99.0, "n_sersic": before["n_sersic"] * 1.01})
+    assert "theta_E = 99 is beyond its slider" in explorer.said.value
+    assert explorer.values == before
+
+
+def test_a_network_judges_the_image_that_is_shown():
+    """With a name, validated, it tells most scenes of its recipe; of a scene unlike them it says so."""
+    judge, explorer = judge_for(load_recipe("deeplense_1")), Explorer("deeplense_1")
+    assert judge.quick
+    right = 0
+    for seed in range(4):
+        explorer.redraw.value = seed
+        for label in explorer.recipe.classes:
+            explorer.label.value = label
+            explorer.ask()
+            shares = re.findall(r"(\w+) <b>([\d.]+)%", explorer.answer.value)
+            right += max(shares, key=lambda share: float(share[1]), default=("",))[0] == label
+    assert right >= 9
+    explorer.move({"R_sersic": explorer.dials["R_sersic"].high, "amp": explorer.dials["amp"].high, "theta_E": 0.45})
+    explorer.ask()
+    assert "unlike" in explorer.answer.value
+
+
+def test_a_scene_comes_back_from_its_file(tmp_path):
+    explorer = Explorer("matched_hst", 2)
+    explorer.label.value, explorer.redraw.value = "vortex", 5
+    explorer.sliders["psf_factor"].value, explorer.sliders["vortex_angle"].value = 1.7, 1.0
+    shown, path = explorer.picture, tmp_path / "scene.yaml"
+    explorer.path.value = str(path)
+    explorer.save()
+    assert "saved" in explorer.said.value
+    other = Explorer("matched_hst", 0)
+    other.path.value = str(path)
+    other.load()
+    assert (other.label.value, other.redraw.value) == ("vortex", 5)
+    np.testing.assert_allclose(other.picture.noisy, shown.noisy, atol=1e-4 * shown.noisy.max())
+    batch = load_recipe(path).sample(3, seed=0, noise=False)  # it is a recipe as any other
+    np.testing.assert_allclose(batch.params["gamma"], explorer.values["gamma"], rtol=1e-6)
+
+
+def test_a_saved_scene_is_the_image_to_other_programs(tmp_path):
+    explorer = Explorer("matched_hst", 2)
+    for label in explorer.recipe.classes:
+        explorer.label.value = label
+        for name in ("scene.fits", "scene.py", "scene.png"):
+            explorer.path.value = str(tmp_path / name)
+            explorer.save()
+        with fits.open(tmp_path / "scene.fits") as file:
+            np.testing.assert_array_equal(file[0].data, explorer.picture.noisy)
+            np.testing.assert_array_equal(file["CLEAN"].data, explorer.picture.clean)
+            assert file[0].header["CLASS"] == label
+            assert file[0].header["theta_E"] == pytest.approx(explorer.values["theta_E"])
+        names = {}
+        exec((tmp_path / "scene.py").read_text(), names)  # noqa: S102 - as its reader would
+        clean = explorer.picture.clean
+        np.testing.assert_allclose(names["image"], clean, atol=5e-3 * clean.max())
+        assert (tmp_path / "scene.png").read_bytes() == explorer.image.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("scene.txt", None, "is saved as .yaml"),
+        ("absent/scene.yaml", None, "cannot be written"),
+        ("scene.yaml", "a: [", "not valid YAML"),
+        ("scene.yaml", load_recipe("deeplense_1").to_yaml(), "other dials or classes"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, said):
+    explorer = Explorer()
+    explorer.path.value = str(tmp_path / name)
+    if content is None:
+        explorer.save()
+        assert said in explorer.said.value
+        return
+    (tmp_path / name).write_text(content)
+    before = explorer.values
+    explorer.load()
+    assert said in explorer.said.value
+    assert explorer.values == before
+
+
+def test_roulettes_are_the_recipes_own():
+    """Every fourth pixel of what `render` gives with the lens in the middle, by the series and by rays."""
+    explorer = explore("roulette_sis", 3)
+    params = {name: torch.tensor([value], dtype=torch.float32) for name, value in explorer.values.items()}
+    frame = explorer.recipe.instrument.model_copy(update={"masked": explorer.masked.value})
+    series = explorer.recipe.model_copy(update={"instrument": frame})
+    np.testing.assert_allclose(explorer.drawn("roulette"), series.render(params)[0, 0, ::4, ::4], atol=0.01)
+    rays = load_recipe(
+        "raytrace_sis", {"instrument.centring": "none", "instrument.lookup": "exact", "instrument.pixels": 800}
+    )
+    np.testing.assert_allclose(explorer.drawn("raytrace"), rays.render(params)[0, 0, ::4, ::4], atol=0.01)
+
+
+def test_more_terms_come_nearer_to_the_rays():
+    explorer = explore("roulette_sis", 3)
+    rays, errors = explorer.drawn("raytrace"), []
+    for terms in (2, 8, 40):
+        before = explorer.image.value
+        explorer.masked.value, explorer.terms.value = True, terms
+        assert explorer.image.value != before
+        lit = explorer.drawn("roulette") > 1
+        errors.append(np.abs(explorer.drawn("roulette") - rays)[lit].mean())
+    assert errors[0] > errors[1] > errors[2]
+    before = explorer.image.value
+    explorer.sliders["x"].value = explorer.sliders["y"].value = 0.0
+    assert "right behind the lens" in explorer.words.value
+    for box in (explorer.ring, explorer.axes, explorer.places):
+        explorer.sliders["x"].value = 60.0
+        before = explorer.image.value
+        box.value = not box.value
+        assert explorer.image.value != before
 
 
 def test_bad_input_is_one_line_that_names_it():
