@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import bleach
+import interactive
 import nbformat
 import yaml
 from bleach.css_sanitizer import CSSSanitizer
@@ -63,9 +64,11 @@ def check_executed(path: Path) -> None:
 
 def without_script(outputs: list) -> list:
     """What cells show, with nothing in it that a browser would run or fetch: of HTML the harmless part, as text the
-    rest."""
+    rest. Of interactive figures, their data."""
     for output in outputs:
-        data = output.get("data", {})
+        if interactive.MIME in (data := output.get("data", {})):
+            output["data"], output["metadata"] = interactive.replaced(data), {}
+            continue
         unseen = set(data) if WIDGET in data else {kind for kind in data if kind not in SHOWN}
         for kind in unseen | {kind for kind, shown in data.items() if not isinstance(shown, str)}:
             del data[kind]

@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 # What shows, reads real frames, or only passes arguments on.
-VIEWS = ["__init__.py", "allocation.py", "cli.py", "notebooks.py", "plotting.py", "explorer.py", "scene.py", "leaks.py"]
-VIEWS += ["interop.py", "frames.py", "lens_light.py", "ringfit.py", "information.py", "cosmosim.py"]
+VIEWS = ["__init__.py", "allocation.py", "cli.py", "notebooks.py", "plotting.py", "explorer*.py", "scene*.py"]
+VIEWS += ["leaks.py", "lens_maps.py", "interactive.py", "interop.py", "frames.py", "lens_light.py", "ringfit.py"]
+VIEWS += ["information.py", "cosmosim.py"]
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]

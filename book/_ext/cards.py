@@ -17,8 +17,8 @@ class ModelCards(SphinxDirective):
             self.env.note_dependency(str(run.folder / "record.json"))
             # below the title of the page
             found.append(markdown.render(re.sub("^#", "##", model_card(name), flags=re.MULTILINE)))
-        text = "".join(found).replace("<table>", '<table class="table">').replace("<th>", '<th scope="col">')
-        return [raw(text)]
+        text = "".join(found).replace("<th>", '<th scope="col">').replace("</table>", "</table></div>")
+        return [raw(text.replace("<table>", '<div class="records" tabindex="0"><table class="table">'))]
 
 
 def setup(app) -> dict:
