@@ -110,6 +110,17 @@ def test_some_chapter_has_formulas(visit):
     assert visit("notebooks/02_roulettes").page.locator("mjx-container").count() > 10
 
 
+def test_a_slider_of_the_book_moves_its_picture(visit):
+    page = visit("notebooks/explorer").page
+    place = page.locator("div.interactive[data-drawn]").first
+    place.scroll_into_view_if_needed()
+    before = place.locator(".heatmaplayer image").first.get_attribute("href")
+    box = place.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(box["x"] + 0.95 * box["width"], box["y"] + box["height"] / 2)
+    picture = "div.interactive .heatmaplayer image"
+    page.wait_for_function(f"before => document.querySelector('{picture}').getAttribute('href') !== before", arg=before)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_narrow_screen_shows_a_page_without_moving_it_sideways(visit, name):
     page = visit(name).page

@@ -39,6 +39,24 @@ ATTACKS = [
 ]
 FORMULA = r"$$\href{javascript:attack()}{x}$$"
 WIDGETS = "</SCRIPT><img src=x onerror=attack()>"
+ELSEWHERE = {"source": "http://elsewhere.invalid/a.png", "x": 0, "y": 1, "sizex": 1, "sizey": 1}
+FIGURE = {
+    "data": [
+        {"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "markers+text", "text": ATTACKS, "hovertext": ATTACKS},
+        {"type": "scattermapbox", "lat": [0], "lon": [0]},
+        {"type": "scattergeo", "lat": [0], "lon": [0]},
+    ],
+    "layout": {
+        "title": {"text": "</script><script>attack()</script><a href='javascript:attack()'>x</a>"},
+        "images": [ELSEWHERE],
+        "template": {"layout": {"images": [ELSEWHERE]}},
+        "sliders": [
+            {"active": 0, "steps": [{"method": "relayout", "args": [{"images": [ELSEWHERE]}], "label": "a"}]},
+            {"active": 0, "steps": [{"method": "animate", "args": [{"layout": {"images": [ELSEWHERE]}}]}]},
+        ],
+    },
+    "frames": [{"name": "a", "data": [{"y": [1, 0]}], "layout": {"images": [ELSEWHERE]}}],
+}
 # asked of another computer, where a page is to ask nobody
 FETCHES = [
     "<style>@import url(http://elsewhere.invalid/a.css);</style>",
@@ -112,6 +130,26 @@ def test_other_kinds_are_left_out(kind):
     assert output.data == {"text/plain": "words"}
 
 
+@pytest.mark.parametrize("figure", [[], "a", 1, {}, {"data": 1, "layout": [], "frames": "a"}, {"data": [1, None]}])
+def test_a_figure_of_odd_parts_draws_nothing(figure):
+    output = new_output("display_data", {"text/plain": ATTACKS[1]})
+    output.data[book.interactive.MIME] = figure
+    (shown,) = book.without_script([output])
+    assert Live(shown.data["text/html"]).found == []
+
+
+def test_a_figure_is_kept_but_for_what_it_would_fetch():
+    (output,) = book.without_script([new_output("display_data", {book.interactive.MIME: FIGURE})])
+    text = output.data["text/html"]
+    assert Live(text).found == []
+    assert "elsewhere" not in text
+    assert "</script><script>" not in text
+    kept = json.loads(re.search('json">(.*)</script>', text)[1])
+    assert [one["type"] for one in kept["data"]] == ["scatter"]
+    assert kept["data"][0]["x"] == [0, 1]
+    assert kept["frames"] == [{"name": "a", "data": [{"y": [1, 0]}], "traces": None}]
+
+
 def test_tables_stay_as_they_are():
     table = pd.DataFrame({"model": ["vit", "a & b"], "auc": [0.5, 0.75]})
     # pandas escapes names in the first form alone
@@ -146,7 +184,7 @@ def pages(tmp_path_factory):
     (root / "source/conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'book/_ext')!r})\nextensions = {extensions}\n"
         "nb_execution_mode = 'off'\nroot_doc = 'book/records'\nsuppress_warnings = ['toc']\n"
-        "myst_enable_extensions = ['dollarmath']\n"
+        f"myst_enable_extensions = ['dollarmath']\nhtml_static_path = [{str(REPOSITORY / 'book/_static')!r}]\n"
     )
     command = [sys.executable, "-m", "sphinx", "-q", "-a", "-E", str(root / "source"), str(root / "html")]
     environment = os.environ | {"LENSLIB_RESULTS": str(root / "results")}
@@ -160,6 +198,7 @@ def attacking_notebook(root: Path) -> nbformat.NotebookNode:
     outputs = [new_output("display_data", {kind: attack}) for attack in ATTACKS for kind in kinds]
     outputs += [new_output("stream", text=attack, name="stdout") for attack in ATTACKS]
     outputs += [new_output("display_data", {"text/html": f"<p class='mathjax_process'>{FORMULA}</p>"})]
+    outputs += [new_output("display_data", {book.interactive.MIME: FIGURE, "text/plain": ATTACKS[1]})]
     outputs += [new_output("display_data", {book.WIDGET: {"model_id": WIDGETS, "version_major": WIDGETS}})]
     words = new_markdown_cell("# Chapter\n\n{rec}`t.r.m.said`\n\n" + FORMULA)
     # of the notebook and of a cell: to be run while the book is made
@@ -186,12 +225,17 @@ def test_no_word_of_a_notebook_has_the_book_execute_it(pages):
 def test_a_browser_runs_none_either(pages, chromium):
     tab = chromium.new_page()
     tab.add_init_script("window.ran = 0; window.attack = () => window.ran++")
+    asked = []
+    tab.on("request", lambda request: asked.append(request.url))
     for page in pages:
         tab.goto(page.as_uri())
         tab.wait_for_timeout(500)
         assert tab.evaluate("window.ran") == 0
     tab.goto(pages[0].as_uri())
     tab.wait_for_selector("mjx-container")
+    tab.wait_for_selector("div.interactive[data-drawn] svg")
+    assert tab.evaluate("window.ran") == 0
+    assert not any("elsewhere" in url for url in asked)
     found = tab.evaluate("[...document.querySelectorAll('a')].map(a => a.outerHTML)")
     assert found
     assert not any("script:" in link for link in found)
