@@ -98,7 +98,9 @@ def without_orders(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict(keep)
     for cell in notebook.cells:
         keep = {name: cell.metadata[name] for name in CELL_METADATA if name in cell.metadata}
-        described = keep.get("mystnb", {}).get("image", {}).get("alt")
+        described = keep.get("mystnb")
+        for name in ("image", "alt"):
+            described = described.get(name) if isinstance(described, dict) else None
         keep["mystnb"] = {"image": {"alt": described}} if isinstance(described, str) else {}
         cell.metadata = nbformat.from_dict({name: value for name, value in keep.items() if value})
 

@@ -222,6 +222,13 @@ def test_no_word_of_a_notebook_has_the_book_execute_it(pages):
     assert not (pages[0].parents[2] / "ran").exists()
 
 
+@pytest.mark.parametrize("said", [1, "a", {"image": 2}, {"image": {"alt": 3}}, {"image": None}])
+def test_odd_words_of_a_cell_are_left_out(said):
+    notebook = new_notebook(cells=[new_code_cell("1", metadata={"mystnb": said})])
+    book.without_orders(notebook)
+    assert notebook.cells[0].metadata == {}
+
+
 def test_a_browser_runs_none_either(pages, chromium):
     tab = chromium.new_page()
     tab.add_init_script("window.ran = 0; window.attack = () => window.ran++")
