@@ -20,11 +20,9 @@ def add_parsers(command) -> None:
     written.add_argument("weights", help="weights.safetensors, or a name")
     written.add_argument("out", type=Path, help="FILE.onnx")
     shown = command("demo", _demo, "a page on which to drop a frame and see what networks and a fit say of it")
-    shown.add_argument(
-        "weights", nargs="*", help="names, weights.safetensors or .onnx files (default: all with a name)"
-    )
+    shown.add_argument("weights", nargs="*", help="names or weights.safetensors files (default: all with a name)")
     shown.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets others in (default: this computer alone)")
-    shown.add_argument("--port", type=int, default=7860)
+    shown.add_argument("--port", type=int, default=7860, choices=range(1, 65536), metavar="PORT")
     shown.add_argument("--space", type=Path, metavar="DIR", help="write a folder to host instead, as a Space")
 
 
@@ -62,8 +60,8 @@ def _export(options) -> None:
     from lenslib.weights import check_named
 
     out, temperature = export_calibrated(check_named(options.weights), options.out)
-    said = f"at a temperature of {temperature:.3f}" if temperature != 1 else "not calibrated"
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {said}")
+    said = f", at a temperature of {temperature:.3f}" if temperature != 1 else ""
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB{said}")
 
 
 def _demo(options) -> None:

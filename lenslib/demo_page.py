@@ -17,6 +17,8 @@ from lenslib.errors import InputError
 from lenslib.export import export_calibrated
 from lenslib.image_files import SUFFIXES, read_images
 from lenslib.inference import judges_fits, metadata_of
+from lenslib.records import load_run, run_folder
+from lenslib.validation import validation_folder
 from lenslib.weights import check_named, list_weights
 
 # what may be dropped, and how many examples there are of each recipe
@@ -47,7 +49,7 @@ def build(weights: Sequence[str] = ()):
         import gradio as gr
     except ImportError:
         raise InputError("the demo needs gradio: pip install 'lenslib[demo]'") from None
-    names = list(weights) or [name for name in list_weights() if name.split("/")[0] in ("classification", "regression")]
+    names = list(weights) or [name for name, run in list_weights().items() if _shown(run)]
     for name in names:
         check_named(name)
     if not names:
@@ -74,6 +76,11 @@ def build(weights: Sequence[str] = ()):
             what(partial(judged, subject), given, [classes, words, seen], api_name=False)
         fit.click(partial(measured, subject), given, [fitted, panels], api_name=False)
     return page
+
+
+def _shown(run) -> bool:
+    """Whether a run's network is one to choose of: it measures a lens, or tells classes apart better than by chance."""
+    return run.task == "regression" or (run.task == "classification" and run.metrics["macro_auc"]["low"] > 0.5)
 
 
 def judged(subject: Callable[[str], Subject], name: str, file: str | None, exposure: float | None):
@@ -182,6 +189,13 @@ def _examples(names: Sequence[str]) -> list[list]:
 def serve(weights: Sequence[str], host: str, port: int, block: bool = True):
     """Serve the page until it is stopped."""
     page = build(weights)
+    try:
+        return _launched(page, host, port, block)
+    except OSError as error:
+        raise InputError(f"cannot serve on {host}:{port}: {error}") from None
+
+
+def _launched(page, host: str, port: int, block: bool):
     return page.queue(max_size=20).launch(
         server_name=host, server_port=port, share=False, max_file_size=MOST_BYTES, prevent_thread_lock=not block,
         quiet=True, show_error=True,
@@ -191,13 +205,18 @@ def serve(weights: Sequence[str], host: str, port: int, block: bool = True):
 def write_space(weights: Sequence[str], folder: Path) -> Path:
     """A folder ready to be hosted as a Space: the page, the weights, and what they need."""
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty: give a new folder")
-    names = list(weights) or list(list_weights())
-    for name in names:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"'{folder}' is there and not an empty folder: give a new one")
+    left_out = shutil.ignore_patterns("*.ipynb", "predictions.npz", "history.csv")
+    for name in list(weights) or list(list_weights()):
         run = check_named(name).parent
-        place = folder / "results" / Path(*run.parts[-5:])
-        shutil.copytree(run, place, ignore=shutil.ignore_patterns("*.ipynb", "predictions.npz", "history.csv"))
+        found = load_run(run)
+        place = run_folder(folder / "results", found.profile, found.task, found.recipe, found.model, found.seed)
+        shutil.copytree(run, place, ignore=left_out)
+        if (validated := validation_folder(found)).is_dir():
+            shutil.copytree(validated, run_folder(
+                folder / "results", found.profile, validated.parts[-4], found.recipe, found.model, found.seed
+            ), ignore=left_out)  # fmt: skip
         if not judges_fits(metadata_of(run / "weights.safetensors")):
             export_calibrated(run / "weights.safetensors", place / "weights.onnx")
     shutil.copytree(Path(__file__).parent, folder / "lenslib", ignore=shutil.ignore_patterns("__pycache__"))

@@ -4,6 +4,7 @@ explore("matched_hst")      # named last in a cell; of a roulette recipe another
 """
 
 import asyncio
+from html import escape
 
 import numpy as np
 
@@ -48,6 +49,8 @@ class Explorer(Shown):
         import ipywidgets as w
 
         self.recipe = load_recipe(recipe_name)
+        if self.recipe.kind == "roulette":
+            raise InputError(f"{recipe_name} is a recipe of roulettes: show it with explore('{recipe_name}')")
         self.dials, self.canvas, self.judge = dials(self.recipe), Canvas(self.recipe), judge_for(self.recipe)
         self.held = self.told = self._later = None
         first = next(iter(self.recipe.substructure.populations), self.recipe.classes[0])
@@ -80,7 +83,7 @@ class Explorer(Shown):
         buttons = {"◀ walk": -1, "walk ▶": 1}
         walks = [button(w, name, lambda sign=sign: self.walk(sign)) for name, sign in buttons.items()]
         for one in walks:
-            one.tooltip = "one standard deviation along the direction that the image shows least"
+            one.tooltip = "one standard deviation, or a twentieth of a range, along what the image shows least"
         files = [self.path, button(w, "save", self.save), button(w, "load", self.load), self.said]
         asked = [] if self.judge is None else [button(w, "ask", self.ask), self.answer]
         top, files = w.HBox([self.label, self.hold, *walks]), w.HBox(files)
@@ -129,7 +132,7 @@ class Explorer(Shown):
         try:
             self.told = tell(self.recipe, self.values, self.picture)
         except InputError as error:
-            self.words.value = paragraph(str(error))
+            self.words.value = paragraph(escape(str(error)))
             return
         self.words.value = paragraph(self._told())
         self._draw()
@@ -146,15 +149,16 @@ class Explorer(Shown):
         found = "No substructure here."
         if self.picture.substructure:
             found = (
-                f"Substructure stands out by {told.signal:.1f} deviations from what a smooth lens can take up. The "
-                f"ceiling for this very lens, reached by one who knows its substructure: AUC {told.ceiling:.3f}."
+                f"Substructure has a signal-to-noise of {told.unfitted:.1f} in all, of {told.signal:.1f} after a "
+                "smooth lens and source took up what they can, to first order. The ceiling for this very lens, for one "
+                f"who knows the substructure but nothing of the lens beforehand: AUC {told.ceiling:.3f}."
             )
         if self.held is not None:
             found += f" The image is {told.change(self.picture.clean, self.held):.1f} deviations from the held one."
         bounds = ", ".join(
             f"{self._named(name)} ±{bound:.2g}" for name, bound in told.bounds.items() if name in self.dials
         )
-        return f"{found}<br>The best that any unbiased measurement could do: {bounds}."
+        return f"{found}<br>The best that any unbiased measurement could do, were the lens smooth: {bounds}."
 
     def _named(self, name: str) -> str:
         """A dial's label, of the source said so."""
@@ -184,9 +188,11 @@ class Explorer(Shown):
             for name, value in values.items():
                 self.sliders[name].value = value
             self.label.value = self.label.value if label is None else label
-            self.redraw.value = self.redraw.value if seed is None else seed
+            if seed is not None:
+                self.redraw.max = max(self.redraw.max, seed)
+                self.redraw.value = seed
         except InputError as error:
-            self.said.value = paragraph(str(error))
+            self.said.value = paragraph(escape(str(error)))
         finally:
             for control in controls.values():
                 control.observe(self.update, "value")
@@ -195,18 +201,18 @@ class Explorer(Shown):
     def save(self) -> None:
         """Write the scene to the file that is named; its ending says how."""
         try:
-            self.said.value = paragraph(f"saved {save_scene(self.path.value, self.scene)}")
+            self.said.value = paragraph(escape(f"saved {save_scene(self.path.value, self.scene)}"))
         except InputError as error:
-            self.said.value = paragraph(str(error))
+            self.said.value = paragraph(escape(str(error)))
 
     def load(self) -> None:
         """Return to a scene that was saved as `.yaml`."""
         try:
             values, label, seed = load_scene(self.path.value, self.recipe)
         except InputError as error:
-            self.said.value = paragraph(str(error))
+            self.said.value = paragraph(escape(str(error)))
             return
-        self.said.value = paragraph(f"loaded {self.path.value}")
+        self.said.value = paragraph(escape(f"loaded {self.path.value}"))
         self.move(values, label, seed)
 
     @property

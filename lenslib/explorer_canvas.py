@@ -32,16 +32,13 @@ def maps_of(recipe: Recipe, picture: Picture) -> Maps:
     half = recipe.instrument.pixels * recipe.instrument.pixel_scale / 2
     params = {name: torch.tensor([value]) for name, value in picture.params.items()}
     points = {name: torch.tensor(value)[None] for name, value in picture.substructure.items()}
-    bent = jacobian(recipe, params | {"lens_theta_E": params["theta_E"]}, half, _FINE)
-    mass = (
-        convergence(jacobian(recipe, params, half, recipe.instrument.pixels, points)) if points else convergence(bent)
-    )
-    curves = critical_curves(bent, half)
+    smooth = params | {"lens_theta_E": params["theta_E"]}
+    mass = convergence(jacobian(recipe, params, half, recipe.instrument.pixels, points or None))
+    curves = critical_curves(recipe, smooth, half, _FINE)
     axis = torch.linspace(-half / 2, half / 2, _SOURCE)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     source = source_light(recipe, params, x, y)[0].mean(0).numpy()
-    folded = caustics(recipe, params | {"lens_theta_E": params["theta_E"]}, curves)
-    return Maps(source, half / 2, folded, curves, mass)
+    return Maps(source, half / 2, caustics(recipe, smooth, curves), curves, mass)
 
 
 class Panels:
@@ -53,7 +50,7 @@ class Panels:
     def __init__(self, rows: int, columns: int, unit: str = "arcsec"):
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(3.5 * columns, 3.55 * rows + 0.3), dpi=80)
+        self.figure = Figure(figsize=(3.5 * columns, 3.55 * rows + 0.3), dpi=72)
         self.axes = self.figure.subplots(rows, columns, squeeze=False).ravel()
         self.figure.subplots_adjust(0.065, 0.14 / rows, 0.99, 1 - 0.16 / rows, 0.14, 0.26)
         self.unit, self.artists, self._still = unit, [], None

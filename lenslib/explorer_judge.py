@@ -1,6 +1,7 @@
 """What a trained network says of the explorer's scene: the best classifier with a name for the recipe."""
 
 from dataclasses import dataclass
+from html import escape
 
 import torch
 
@@ -32,7 +33,7 @@ class Judge:
         try:
             found, doubt = self._found(image, picture)
         except InputError as error:
-            return f"{self.name}: {error}"
+            return f"{self.name}: {escape(str(error))}"
         if self.validation is not None:
             found = self.validation.calibrated(found)
         shares = ", ".join(
@@ -56,13 +57,13 @@ def judge_for(recipe: Recipe) -> Judge | None:
     """Of all classifiers with a name that were trained on images of this recipe, or of it with lines changed, the one
     with the highest AUC on its own test images; None where there is none."""
     runs = {name: run for name, run in list_weights().items() if run.task == "classification"}
-    mine = [name for name, run in runs.items() if run.recipe.startswith(recipe.name)]
+    mine = [name for name, run in runs.items() if f"{run.recipe}_".startswith(f"{recipe.name}_")]
     if not mine:
         return None
     best = max(mine, key=lambda name: runs[name].metrics["macro_auc"]["value"])
     path = runs[best].folder / WEIGHTS
     load = load_fit_classifier if judges_fits(metadata_of(path)) else load_classifier
     network = load(path)
-    if network.native_size != recipe.instrument.pixels:
+    if network.native_size != recipe.instrument.pixels or tuple(network.classes) != tuple(recipe.classes):
         return None
     return Judge(best, network, load_validation(path))

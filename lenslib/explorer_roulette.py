@@ -1,5 +1,7 @@
 """The explorer of roulette recipes: the lens as rays find it, and as so many terms of its series do, side by side."""
 
+from html import escape
+
 import numpy as np
 import torch
 
@@ -88,7 +90,7 @@ class RouletteExplorer(Shown):
         try:
             rays.check({name: value[None] for name, value in params.items()})
         except InputError as error:
-            self.words.value = paragraph(str(error))
+            self.words.value = paragraph(escape(str(error)))
             return
         rays, series = self.drawn("raytrace"), self.drawn("roulette")
         seen = image_position(self.recipe.lens.profile, params)

@@ -80,15 +80,18 @@ def export(weights: str | Path, out: str | Path, temperature: float = 1.0) -> Pa
     out, metadata = Path(out), metadata_of(weights)
     if judges_fits(metadata):
         raise InputError(f"'{weights}' judges what a smooth fit leaves, and a fit cannot be exported")
-    loaded = (load_estimator if estimates_numbers(weights) else load_classifier)(weights)
     if out.suffix != ".onnx":
         raise InputError(f"'{out}': the name of an exported network ends in .onnx")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write '{out}': {error.strerror}") from None
+    loaded = (load_estimator if estimates_numbers(weights) else load_classifier)(weights)
     program = _traced(loaded, temperature)
     for name, value in (metadata | {"temperature": repr(temperature)}).items():
         entry = program.metadata_props.add()
         entry.key, entry.value = name, value
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, program.SerializeToString())
     except OSError as error:
         raise InputError(f"cannot write '{out}': {error.strerror}") from None
@@ -158,6 +161,7 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
     try:
         import onnx
         import onnxruntime
+        from onnx.external_data_helper import _get_all_tensors, uses_external_data
     except ImportError:
         raise InputError(f"'{path}' cannot be run here: {_INSTALL}") from None
     if not Path(path).is_file():
@@ -168,7 +172,7 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
         onnx.checker.check_model(program)
     except Exception:  # protobuf's and the checker's own, of many kinds
         raise InputError(f"'{path}' is not a whole ONNX file: export the network again") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in program.graph.initializer):
+    if any(map(uses_external_data, _get_all_tensors(program))):
         raise InputError(f"'{path}' keeps its weights in another file: export the network again")
     metadata = {entry.key: entry.value for entry in program.metadata_props}
     targets = None
@@ -183,4 +187,12 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception:
         raise InputError(f"'{path}' cannot be run by onnxruntime {onnxruntime.__version__}: export it again") from None
-    return Exported(session, metadata["model"], metadata["recipe"], names, native_size, in_chans, targets)
+    exported = Exported(session, metadata["model"], metadata["recipe"], names, native_size, in_chans, targets)
+    blank = np.zeros((1, in_chans, native_size, native_size), np.float32)
+    try:  # what others wrote may take and give anything
+        fits = exported.answers(blank).shape == (1, len(names))
+    except Exception:
+        fits = False
+    if not fits:
+        raise InputError(f"'{path}' does not give {len(names)} numbers for an image: export the network again")
+    return exported

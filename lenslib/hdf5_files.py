@@ -11,7 +11,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 # of a lens's file, what its image is called, where there are other arrays beside it
 _IMAGES = ("image_data", "image", "images", "data", "sci")
 # a few bytes of a compressed file can claim more than any memory holds
-MOST_VALUES = 2**28
+MOST_VALUES = 2**26
 
 
 def is_hdf5(path: str | Path) -> bool:
@@ -26,9 +26,10 @@ def read_hdf5(path: str | Path, required: tuple[str, ...], optional: tuple[str, 
     """
 
     def read(file: h5py.File) -> dict[str, np.ndarray]:
-        if missing := [key for key in required if key not in file]:
+        names = set(file)  # of links, which are not followed
+        if missing := [key for key in required if key not in names]:
             raise InputError(f"{path}: lacks {', '.join(missing)}: write them as datasets of those names")
-        return {key: _values(path, file, key) for key in (*required, *optional) if key in file}
+        return {key: _values(path, file, key) for key in (*required, *optional) if key in names}
 
     return _opened(path, read)
 
@@ -40,7 +41,7 @@ def read_hdf5_image(path: str | Path) -> np.ndarray:
     """
 
     def read(file: h5py.File) -> np.ndarray:
-        arrays = [key for key in file if isinstance(file.get(key, getlink=True), h5py.HardLink)]
+        arrays = [key for key in file if _lies_here(file, key)]
         arrays = [key for key in arrays if isinstance(file[key], h5py.Dataset) and file[key].ndim > 1]
         named = [key for key in arrays if key.lower() in _IMAGES] or arrays
         if len(named) != 1:
@@ -67,9 +68,15 @@ def _opened(path: str | Path, read):
         raise InputError(f"{path}: not a whole HDF5 file ({reason}): fetch it again") from None
 
 
+def _lies_here(file: h5py.File, key: str) -> bool:
+    return isinstance(file.get(key, getlink=True), h5py.HardLink)
+
+
 def _values(path: str | Path, file: h5py.File, key: str) -> np.ndarray:
-    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or file[key].external or file[key].is_virtual:
+    if not _lies_here(file, key) or file[key].external or file[key].is_virtual:
         raise InputError(f"{path}: keeps {key} in another file: write it into this one")
     if file[key].size > MOST_VALUES:
         raise InputError(f"{path}: {key} has {file[key].size:,} values: cut the lens out")
+    if file[key].dtype.kind not in "fiu":
+        raise InputError(f"{path}: {key} holds {file[key].dtype}, not numbers")
     return np.asarray(file[key][()], dtype=np.float64)

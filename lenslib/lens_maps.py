@@ -15,13 +15,19 @@ from lenslib.simulate import trace
 Curves = list[np.ndarray]
 # of a curve, at least
 _POINTS = 200
+# slopes this near to 2 are isothermal; the radius of a circle about their centre, in arcsec
+_ISOTHERMAL, _CUT = 0.01, 1e-4
+# share of the Einstein radius within which radial curves lie, and beyond which tangential ones reach
+_INNER = 0.6
 
 
-def jacobian(recipe: Recipe, params: dict[str, Tensor], half: float, pixels: int, points=None) -> Tensor:
-    """Derivatives of the source plane by the image plane, mean over each of `pixels` x `pixels` between -half and half:
-    [2, 2, pixels, pixels], first (x, y) of the source plane, then of the image, rows of +y."""
+def jacobian(
+    recipe: Recipe, params: dict[str, Tensor], half: float, pixels: int, points=None, centre=(0.0, 0.0)
+) -> Tensor:
+    """Derivatives of the source plane by the image plane, mean over each of `pixels` x `pixels` within `half` of
+    `centre`: [2, 2, pixels, pixels], first (x, y) of the source plane, then of the image, rows of +y."""
     edges = torch.linspace(-half, half, pixels + 1, dtype=params["lens_theta_E"].dtype)
-    y, x = torch.meshgrid(edges, edges, indexing="ij")
+    y, x = torch.meshgrid(edges + centre[1], edges + centre[0], indexing="ij")
     corners = torch.stack([ray[0] for ray in trace(recipe, params, x, y, points)])
     size = 2 * half / pixels
     by_x = (corners[:, :, 1:] - corners[:, :, :-1]) / size
@@ -34,22 +40,41 @@ def convergence(bent: Tensor) -> np.ndarray:
     return (1 - (bent[0, 0] + bent[1, 1]) / 2).numpy()
 
 
-def critical_curves(bent: Tensor, half: float) -> Curves:
-    """Where light is magnified without end, each [n, 2] with n of 200 or more, of a `jacobian` between -half and half.
+def critical_curves(recipe: Recipe, params: dict[str, Tensor], half: float, pixels: int) -> Curves:
+    """Where the smooth lens magnifies without end, within `half` of the origin, each [n, 2] with n of 200 or more.
 
-    A singular lens has besides a curve about its centre, whose image in the source plane is called the cut: where the
-    number of images changes without being magnified.
+    The radial curve of a lens that is shallower than isothermal is sought on a finer grid about its centre. An
+    isothermal lens has in its stead a circle about the centre, as small as can be, whose image in the source plane is
+    called the cut: there an image vanishes without being magnified. A steeper lens has neither.
     """
+    centre = tuple(float(params[f"lens_center_{axis}"]) for axis in "xy")
+    inner = min(_INNER * float(params["lens_theta_E"]), half)
+
+    def size(curve: np.ndarray) -> float:
+        return np.hypot(*(curve - centre).T).max()
+
+    tangential = [curve for curve in _contours(recipe, params, half, pixels) if size(curve) > inner]
+    slope = float(params["gamma"]) if recipe.lens.profile == "epl" else 2.0
+    if slope > 2 + _ISOTHERMAL:
+        return tangential
+    if slope > 2 - _ISOTHERMAL:
+        turn = np.linspace(0, 2 * np.pi, _POINTS)
+        return [*tangential, np.array(centre) + _CUT * np.stack([np.cos(turn), np.sin(turn)], 1)]
+    return tangential + [one for one in _contours(recipe, params, inner, pixels, centre) if size(one) < inner]
+
+
+def _contours(recipe, params, half: float, pixels: int, centre=(0.0, 0.0)) -> Curves:
     from contourpy import contour_generator
 
+    bent = jacobian(recipe, params, half, pixels, centre=centre)
     determinant = (bent[0, 0] * bent[1, 1] - bent[0, 1] * bent[1, 0]).numpy()
-    middles = (np.arange(len(determinant)) + 0.5) / len(determinant) * 2 * half - half
-    return [_dense(curve) for curve in contour_generator(middles, middles, determinant).lines(0.0)]
+    middles = (np.arange(pixels) + 0.5) / pixels * 2 * half - half
+    lines = contour_generator(middles + centre[0], middles + centre[1], determinant).lines(0.0)
+    return [_dense(curve) for curve in lines]
 
 
 def _dense(curve: np.ndarray) -> np.ndarray:
-    """A polygon with points along its sides, because the few about the centre of a singular lens are far apart in the
-    source plane."""
+    """A polygon with points along its sides, because few in the image plane can be far apart in the source plane."""
     along = np.append(0, np.hypot(*np.diff(curve, axis=0).T).cumsum())
     even = np.linspace(0, along[-1], max(_POINTS, len(curve)))
     return np.stack([np.interp(even, along, column) for column in curve.T], 1)

@@ -18,7 +18,9 @@ _FRAME = ("noise", "background_rms", "exposure_time", "psf", "mask")
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", help="weights.safetensors, a name (`lenslib weights`), or an exported .onnx file")
     parser.add_argument("images", type=Path, nargs="+")
-    parser.add_argument("--json", action="store_true")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true")
+    shape.add_argument("--csv", action="store_true")
     parser.add_argument("--turns", action="store_true", help="average over the eight ways to turn and mirror an image")
     frame = parser.add_argument_group("of weights that judge what a smooth fit leaves, needed besides the images")
     frame.add_argument("--noise", type=Path, metavar="FILE", help="the standard deviation of every pixel")
@@ -45,7 +47,7 @@ def predict(options) -> int:
         made = judge.rows(answer)
         rows += [{"file": str(path) if len(made) == 1 else f"{path}[{k}]"} | row for k, row in enumerate(made)]
     if rows:
-        print_table(rows, options.json)
+        print_table(rows, options.json, options.csv)
     # a single bad file is bad input; one among many is a table with a gap
     return 0 if not failed else 1 if rows else 2
 

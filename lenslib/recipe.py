@@ -258,7 +258,16 @@ def parse_recipe(
         raise InputError(f"{origin}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{origin}: a recipe is a mapping of names to values")
-    for key, value in (overrides or {}).items():
+    return _validated(content, origin, overrides or {})
+
+
+def changed(recipe: Recipe | RouletteRecipe, overrides: dict[str, object]) -> Recipe | RouletteRecipe:
+    """The recipe with values at dotted keys set, as `load_recipe` sets them. InputError for what it does not allow."""
+    return _validated(recipe.model_dump(mode="json", exclude_none=True), recipe.name, overrides)
+
+
+def _validated(content: dict, origin: str, overrides: dict[str, object]) -> Recipe | RouletteRecipe:
+    for key, value in overrides.items():
         _override(content, key.split("."), value, origin)
     try:
         return (RouletteRecipe if content.get("kind") == "roulette" else Recipe).model_validate(content)

@@ -13,7 +13,7 @@ import torch
 from lenslib.errors import InputError, unknown
 from lenslib.instruments import NumpyNoise
 from lenslib.priors import Pair, Prior
-from lenslib.recipe import Recipe, parse_recipe
+from lenslib.recipe import Recipe, changed
 from lenslib.simulate import as_points, brighten, render
 
 # every dial: name as in `Batch.params`, place in the recipe (* is each population that has it), label with unit
@@ -184,7 +184,7 @@ def pinned(recipe: Recipe, values: dict[str, float]) -> Recipe:
         changes["instrument.psf.airy"] = psf["airy"] * factor
     else:
         changes["instrument.psf.gaussians"] = [part | {"fwhm": part["fwhm"] * factor} for part in psf["gaussians"]]
-    return parse_recipe(recipe.to_yaml(), recipe.name, changes)
+    return changed(recipe, changes)
 
 
 def draw_scene(recipe: Recipe, values: dict[str, float], label: str, seed: int = 0) -> Picture:

@@ -18,7 +18,7 @@ from lenslib.records import write_whole
 from lenslib.scene import Picture, default_scene, dials, pinned
 from lenslib.simulate import Batch
 
-_SAVED = re.compile(r"# A scene of the explorer: class (\w+), redraw (\d+), PSF width ([\d.e+-]+)\n")
+_SAVED = re.compile(r"# A scene of the explorer: class (\w+), redraw (\d+), PSF width (\d+\.?\d*(?:e[+-]\d+)?)\n")
 _SNIPPET = '''\
 """{title}: the noise-free image, by lenstronomy {version} or newer."""
 
@@ -95,6 +95,9 @@ def load_scene(path: str | Path, recipe: Recipe) -> tuple[dict[str, float], str,
     saved = parse_recipe(text, str(path))
     if saved.kind != recipe.kind or set(dials(saved)) != set(dials(recipe)) or saved.classes != recipe.classes:
         raise InputError(f"'{path}' is a scene of {saved.name}, which has other dials or classes than {recipe.name}")
+    kept = ("pixels", "pixel_scale", "zero_point", "divide_by_peak")
+    if any(getattr(saved.instrument, name) != getattr(recipe.instrument, name) for name in kept):
+        raise InputError(f"'{path}' is seen by {saved.instrument.name}, which is not the instrument of {recipe.name}")
     known = _SAVED.match(text)
     label, seed, width = known.groups() if known else (recipe.classes[0], "0", "1")
     if label not in recipe.classes:

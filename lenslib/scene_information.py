@@ -3,7 +3,7 @@ least, and how far substructure stands out of what a smooth lens can take up.
 
 told = tell(recipe, values, picture)      # of `lenslib.scene`
 told.weakest                              # {"lens_e1": 0.004, ...}: a step of one standard deviation
-told.ceiling                              # the best AUC anyone could have on this very lens
+told.ceiling                              # the AUC of one who knows the substructure, but nothing of the lens before
 """
 
 from dataclasses import dataclass
@@ -29,20 +29,23 @@ _DIAL = {"lens_theta_E": "theta_E"}
 @dataclass(frozen=True)
 class Told:
     """Of one scene. `bounds`: the smallest standard deviation of any unbiased estimate (Cramer-Rao) of each dial of
-    lens and source. `weakest`: by dial, the step of one standard deviation in the direction, measured in shares of the
-    dials' ranges, that the image shows least. `signal`: how many deviations the substructure stands out in all after a
-    smooth lens and source have taken up what they can, to first order; 0 without substructure. `deviation`: of the
+    lens and source, were the lens smooth. `weakest`: by dial, a step in the direction, measured in shares of the dials'
+    ranges, that the image shows least: of one standard deviation, or less where that would move a dial by more than a
+    twentieth of its range. `signal`: the signal-to-noise of the substructure, over all pixels, after a smooth lens and
+    source have taken up what they can, to first order; `unfitted`: before; 0 without substructure. `deviation`: of the
     noise of each pixel [h, w]."""
 
     bounds: dict[str, float]
     weakest: dict[str, float]
     signal: float
+    unfitted: float
     deviation: np.ndarray
 
     @property
     def ceiling(self) -> float:
-        """The AUC of one who knows what substructure there would be, and where: Phi(signal / sqrt(2)), as in
-        signal-detection theory (Green & Swets 1966). No blind search reaches it."""
+        """The AUC of one who knows what substructure there would be, and where, but of lens and source nothing
+        beforehand: Phi(signal / sqrt(2)), as in signal-detection theory (Green & Swets 1966). No blind search reaches
+        it, but one who knows how the recipe draws lenses can pass it."""
         return float(norm.cdf(self.signal / np.sqrt(2)))
 
     def change(self, image: np.ndarray, other: np.ndarray) -> float:
@@ -59,6 +62,7 @@ def tell(recipe: Recipe, values: dict[str, float], picture: Picture) -> Told:
         raise InputError(f"{recipe.name}: only images of one band that are not divided by their peak are judged here")
     scene, known = pinned(recipe, values), dials(recipe)
     params = {name: torch.tensor([value], dtype=torch.float64) for name, value in picture.params.items()}
+    params["lens_theta_E"] = params["theta_E"]  # about the smooth lens, from which the substructure is told
     names = [name for name in parameters(recipe, params) if _DIAL.get(name, name) in known or name == "amp"]
     widths = [_width(known, name, picture.params[name]) for name in names]
     deviation = scene.instrument.noise.deviation(torch.tensor(picture.clean)[None, None].double(), params)[0, 0].numpy()
@@ -69,11 +73,12 @@ def tell(recipe: Recipe, values: dict[str, float], picture: Picture) -> Told:
     turnable = [k for k, name in enumerate(named) if name in known]
     follows = None if "amp" in known else names.index("amp")
     steps = _weakest(slopes, turnable, follows, picture.smooth.argmax()) * np.array(widths)[turnable]
-    left = _beside(slopes, ((picture.clean - picture.smooth) / deviation).ravel())
+    change = ((picture.clean - picture.smooth) / deviation).ravel()
     return Told(
         dict(zip(named, bounds.tolist(), strict=True)),
         dict(zip([named[k] for k in turnable], steps.tolist(), strict=True)),
-        float(np.linalg.norm(left)) if picture.substructure else 0.0,
+        float(np.linalg.norm(_beside(slopes, change))) if picture.substructure else 0.0,
+        float(np.linalg.norm(change)) if picture.substructure else 0.0,
         deviation,
     )
 

@@ -58,6 +58,8 @@ def validate(network, run: Run, data) -> dict:
     """
     if data.digest in run.datasets.values():
         raise InputError(f"{run.model} was trained or judged on these images: simulate others, with another --seed")
+    if data.recipe.name != run.recipe:
+        raise InputError(f"{run.model} was trained on {run.recipe}, and these are images of {data.recipe.name}")
     if len(data) < LEAST:
         raise InputError(f"{len(data)} images are too few: validate on {LEAST} or more")
     found = features(data.prepared(network.image_size, crop=network.crop)[0].numpy())
@@ -99,8 +101,12 @@ def _calibration(classifier, run: Run, data) -> dict:
     }
 
 
-def _folder(run: Run) -> Path:
-    results = run.folder.parents[4]
+def validation_folder(run: Run) -> Path:
+    """Where the record of a run's validation lies, or would."""
+    parts = run.folder.resolve().parents
+    if len(parts) < 5:
+        raise InputError(f"'{run.folder}' is no run of a results folder: PROFILE/TASK/RECIPE/MODEL/SEED")
+    results = parts[4]
     return run_folder(results, run.profile, f"{run.task}_validation", run.recipe, run.model, run.seed)
 
 
@@ -110,7 +116,7 @@ def record_validation(network, weights: Path, data) -> Run:
     metrics = validate(network, run, data)
     place = {"profile": run.profile, "task": f"{run.task}_validation", "recipe": run.recipe, "model": run.model}
     return write_run(
-        _folder(run), **place, seed=run.seed, parameters={"seed": data.seed}, metrics=metrics,
+        validation_folder(run), **place, seed=run.seed, parameters={"seed": data.seed}, metrics=metrics,
         datasets={"validation": data.digest},
     )  # fmt: skip
 
@@ -119,8 +125,8 @@ def load_validation(weights: Path) -> Validation | None:
     """What was found for the weights of a run, if they were validated."""
     try:
         run = load_run(weights.parent)
-        found = load_run(_folder(run)).metrics
-    except (InputError, IndexError):
+        found = load_run(validation_folder(run)).metrics
+    except InputError:
         return None
     ranges = {
         name.removeprefix("range_").replace("_", " "): (ends["low"], ends["high"])

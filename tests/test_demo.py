@@ -7,6 +7,7 @@ import torch
 
 from lenslib.errors import InputError
 from lenslib.recipe import load_recipe
+from lenslib.validation import load_validation
 
 pytest.importorskip("gradio", reason="needs the extra `demo`")
 demo = pytest.importorskip("lenslib.demo")
@@ -119,6 +120,17 @@ def test_a_broken_file_is_named(tab, tmp_path, name, content, said):
     drop(tab, path)
     tab.wait_for_function(f"document.querySelector('#words').innerText.includes({said!r})", timeout=60_000)
     assert "Traceback" not in tab.content()
+
+
+def test_a_folder_to_host_has_all_that_the_page_needs(tmp_path):
+    folder = demo_page.write_space([NAME], tmp_path / "space")
+    (weights,) = folder.rglob("weights.safetensors")
+    assert load_validation(weights) is not None
+    assert weights.with_suffix(".onnx").is_file()
+    assert (folder / "lenslib/demo_page.py").is_file()
+    assert "gradio" in (folder / "requirements.txt").read_text()
+    with pytest.raises(InputError, match="not an empty folder"):
+        demo_page.write_space([NAME], folder)
 
 
 def test_fifty_requests_leave_memory_as_it_was(subject, batch, tmp_path):

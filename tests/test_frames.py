@@ -124,7 +124,7 @@ BAD = {
     "exposure of another shape": (dict(exposure_time=np.ones((39, 40))), "one value a pixel"),
     "negative background": (dict(background_rms=-1.0), "background_rms"),
     "flat transform": (dict(transform_pix2angle=np.ones((2, 2))), "transform_pix2angle"),
-    "text for an image": (dict(image_data="a picture", exposure_time=1.0), "not a whole HDF5 file"),
+    "text for an image": (dict(image_data="a picture", exposure_time=1.0), "not numbers"),
     "no PSF": (dict(psf=None), "no point-spread function"),
     "even PSF": (dict(psf=np.ones((20, 20))), "odd side"),
     "NaN in the PSF": (dict(psf=with_pixel(np.nan, (21, 21))), "kernel_point_source"),

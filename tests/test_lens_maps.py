@@ -25,8 +25,8 @@ def scene(changes=None, label=0, name="matched_hst"):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_the_convergence_of_a_disc_is_its_mass(label):
-    """Over a square, the mean convergence is what enters through its sides; of the smooth part, lenstronomy's."""
+def test_the_convergence_of_a_square_is_its_mass(label):
+    """Over a square, the mean convergence is what enters through its sides; away from substructure, lenstronomy's."""
     recipe, params, points, told = scene(label=label)
     kappa = convergence(jacobian(recipe, params, HALF, 200, points))
     lens = LensModel(told.lens_model_list)
@@ -52,13 +52,12 @@ def test_the_convergence_of_a_disc_is_its_mass(label):
 
 
 def test_caustics_are_those_of_lenstronomy():
-    recipe, params, points, told = scene()
+    recipe, params, _, told = scene()
     lens = LensModelExtensions(LensModel(told.lens_model_list))
     x, y, in_source_x, in_source_y = lens.critical_curve_caustics(
         told.kwargs_lens, compute_window=2 * HALF, grid_scale=0.01
     )
-    curves = critical_curves(jacobian(recipe, params, HALF, 400), HALF)
-    longest = max(curves, key=len)
+    longest = max(critical_curves(recipe, params, HALF, 400), key=len)
     expected = max(range(len(x)), key=lambda k: len(x[k]))
     for found, ours in ((np.stack([x[expected], y[expected]], 1), longest),
                         (np.stack([in_source_x[expected], in_source_y[expected]], 1),
@@ -67,17 +66,32 @@ def test_caustics_are_those_of_lenstronomy():
         assert cKDTree(ours).query(found)[0].max() < 0.02
 
 
-def test_a_round_isothermal_lens_has_a_ring_and_a_cut():
-    """Of Einstein radius b: the tangential curve is the ring, its caustic a point; the cut is a circle of radius b."""
-    recipe, params, _, _ = scene(name="deeplense_1")
+def round_lens(slope):
+    recipe, params, _, _ = scene()
     nothing = ("lens_e1", "lens_e2", "gamma1", "gamma2", "lens_center_x", "lens_center_y")
     params |= dict.fromkeys(nothing, torch.zeros(1, dtype=torch.float64))
-    params["lens_theta_E"] = torch.ones(1, dtype=torch.float64)
-    curves = critical_curves(jacobian(recipe, params, HALF, 501), HALF)
+    return recipe, params | {name: torch.tensor([value], dtype=torch.float64) for name, value in
+                             (("lens_theta_E", 1.0), ("gamma", slope))}  # fmt: skip
+
+
+@pytest.mark.parametrize("pixels", [150, 301])
+@pytest.mark.parametrize("slope", [1.6, 1.9, 2.0, 2.4])
+def test_a_round_lens_has_the_curves_of_its_slope(slope, pixels):
+    """Of Einstein radius 1 and deflection r^(2 - slope): a ring whose caustic is a point; where slope < 2 a radial
+    curve at (2 - slope)^(1 / (slope - 1)); where it is 2, a cut of radius 1 in the source plane; beyond, no other."""
+    recipe, params = round_lens(slope)
+    curves = critical_curves(recipe, params, HALF, pixels)
     found = caustics(recipe, params, curves)
-    ring = max(range(len(curves)), key=lambda k: len(curves[k]))
-    np.testing.assert_allclose(np.hypot(*curves[ring].T), 1, atol=2e-3)
-    np.testing.assert_allclose(found[ring], 0, atol=2e-3)
-    cut = next(k for k in range(len(curves)) if k != ring)
-    np.testing.assert_allclose(np.hypot(*found[cut].T), 1, atol=3 * 2 * HALF / 501)  # a few pixels about the centre
+    sizes = [np.hypot(*curve.T).mean() for curve in curves]
+    ring = int(np.argmax(sizes))
+    np.testing.assert_allclose(np.hypot(*curves[ring].T), 1, atol=5e-3)
+    np.testing.assert_allclose(found[ring], 0, atol=5e-3)
+    others = [k for k in range(len(curves)) if k != ring]
+    assert len(others) == (slope <= 2)
+    if slope < 2:
+        radius = (2 - slope) ** (1 / (slope - 1))
+        np.testing.assert_allclose(np.hypot(*curves[others[0]].T), radius, rtol=0.05)
+        np.testing.assert_allclose(np.hypot(*found[others[0]].T), radius ** (2 - slope) - radius, rtol=0.01)
+    if slope == 2:
+        np.testing.assert_allclose(np.hypot(*found[others[0]].T), 1, atol=1e-3)
     assert caustics(recipe, params, []) == []

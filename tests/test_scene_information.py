@@ -57,11 +57,11 @@ def test_no_substructure_is_no_signal():
 
 
 def test_the_signal_is_what_a_fit_leaves():
-    """To first order: of weak substructure, as much chi-square as scipy's least squares leave."""
+    """To first order, as much chi-square as scipy's least squares leave, wherever they begin."""
     from scipy.optimize import least_squares
 
     changes = {"instrument.pixels": 40, "instrument.noise.peak_snr": 25.0}
-    recipe, values, picture, found = told("matched_hst", "vortex", changes, {"mass_fraction": 0.003})
+    recipe, values, picture, found = told("matched_hst", "vortex", changes, {"mass_fraction": 0.01})
     names = ["lens_theta_E" if name == "theta_E" else name for name in found.bounds]
     scene, params = pinned(recipe, values), picture.params | {"theta_E": picture.params["lens_theta_E"]}
     start = np.array([params[name] for name in names])

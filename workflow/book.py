@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import bleach
-import interactive
+import data_figures
 import nbformat
 import yaml
 from bleach.css_sanitizer import CSSSanitizer
@@ -66,8 +66,8 @@ def without_script(outputs: list) -> list:
     """What cells show, with nothing in it that a browser would run or fetch: of HTML the harmless part, as text the
     rest. Of interactive figures, their data."""
     for output in outputs:
-        if interactive.MIME in (data := output.get("data", {})):
-            output["data"], output["metadata"] = interactive.replaced(data), {}
+        if data_figures.MIME in (data := output.get("data", {})):
+            output["data"], output["metadata"] = data_figures.replaced(data), {}
             continue
         unseen = set(data) if WIDGET in data else {kind for kind in data if kind not in SHOWN}
         for kind in unseen | {kind for kind, shown in data.items() if not isinstance(shown, str)}:

@@ -15,14 +15,20 @@
     const places = [...document.querySelectorAll("div.interactive")];
     if (!places.length) return;
     await load();
+    const look = { responsive: true, displaylogo: false, typesetMath: false };
     for (const place of places) {
-      const { data, layout, frames } = JSON.parse(place.querySelector("script").textContent);
-      await Plotly.newPlot(place, data, layout, { responsive: true, displaylogo: false });
-      if (frames) await Plotly.addFrames(place, frames);
-      await Plotly.relayout(place, colours());
-      place.dataset.drawn = "";
+      try {
+        const { data, layout, frames } = JSON.parse(place.querySelector("script").textContent);
+        await Plotly.newPlot(place, data, layout, look);
+        if (frames) await Plotly.addFrames(place, frames);
+        await Plotly.relayout(place, colours());
+        place.dataset.drawn = "";
+      } catch {
+        place.textContent = `${place.getAttribute("aria-label")} (This figure cannot be drawn.)`;
+      }
     }
-    new MutationObserver(() => places.forEach((place) => Plotly.relayout(place, colours()))).observe(
+    const drawn = places.filter((place) => "drawn" in place.dataset);
+    new MutationObserver(() => drawn.forEach((place) => Plotly.relayout(place, colours()))).observe(
       document.documentElement, { attributeFilter: ["data-theme"] });
   };
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", draw);

@@ -52,7 +52,7 @@ class MomentNetwork(nn.Module):
             mass = table[:, :1, :1].clamp(min=1e-6)
             found.append((mass[:, 0] / size[:, None] ** 2).log())
             found.append(torch.stack([(table / mass)[:, i, j] for i, j in self.terms], 1))
-        return torch.cat(found, 1).flatten(1)
+        return torch.cat(found, 1).view(images.shape[0], -1)
 
     def forward(self, images: Tensor) -> Tensor:
         found = self.moments(images).float()

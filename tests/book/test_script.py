@@ -42,7 +42,14 @@ WIDGETS = "</SCRIPT><img src=x onerror=attack()>"
 ELSEWHERE = {"source": "http://elsewhere.invalid/a.png", "x": 0, "y": 1, "sizex": 1, "sizey": 1}
 FIGURE = {
     "data": [
-        {"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "markers+text", "text": ATTACKS, "hovertext": ATTACKS},
+        {
+            "type": "scatter",
+            "x": [0, 1],
+            "y": [0, 1],
+            "mode": "markers+text",
+            "text": [*ATTACKS, FORMULA],
+            "hovertext": ATTACKS,
+        },
         {"type": "scattermapbox", "lat": [0], "lon": [0]},
         {"type": "scattergeo", "lat": [0], "lon": [0]},
     ],
@@ -130,16 +137,18 @@ def test_other_kinds_are_left_out(kind):
     assert output.data == {"text/plain": "words"}
 
 
-@pytest.mark.parametrize("figure", [[], "a", 1, {}, {"data": 1, "layout": [], "frames": "a"}, {"data": [1, None]}])
+@pytest.mark.parametrize("figure", [[], "a", 1, {}, {"data": 1, "layout": [], "frames": "a"}, {"data": [1, None]},
+                                    {"data": [{"type": ["heatmap"]}, {"y": [float("nan")]}]}])  # fmt: skip
 def test_a_figure_of_odd_parts_draws_nothing(figure):
     output = new_output("display_data", {"text/plain": ATTACKS[1]})
-    output.data[book.interactive.MIME] = figure
+    output.data[book.data_figures.MIME] = figure
     (shown,) = book.without_script([output])
     assert Live(shown.data["text/html"]).found == []
+    assert "NaN" not in shown.data["text/html"]
 
 
 def test_a_figure_is_kept_but_for_what_it_would_fetch():
-    (output,) = book.without_script([new_output("display_data", {book.interactive.MIME: FIGURE})])
+    (output,) = book.without_script([new_output("display_data", {book.data_figures.MIME: FIGURE})])
     text = output.data["text/html"]
     assert Live(text).found == []
     assert "elsewhere" not in text
@@ -198,7 +207,7 @@ def attacking_notebook(root: Path) -> nbformat.NotebookNode:
     outputs = [new_output("display_data", {kind: attack}) for attack in ATTACKS for kind in kinds]
     outputs += [new_output("stream", text=attack, name="stdout") for attack in ATTACKS]
     outputs += [new_output("display_data", {"text/html": f"<p class='mathjax_process'>{FORMULA}</p>"})]
-    outputs += [new_output("display_data", {book.interactive.MIME: FIGURE, "text/plain": ATTACKS[1]})]
+    outputs += [new_output("display_data", {book.data_figures.MIME: FIGURE, "text/plain": ATTACKS[1]})]
     outputs += [new_output("display_data", {book.WIDGET: {"model_id": WIDGETS, "version_major": WIDGETS}})]
     words = new_markdown_cell("# Chapter\n\n{rec}`t.r.m.said`\n\n" + FORMULA)
     # of the notebook and of a cell: to be run while the book is made

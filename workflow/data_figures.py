@@ -1,7 +1,10 @@
-"""Interactive figures of notebooks as the book shows them: data, of which nothing runs or fetches anything."""
+"""Interactive figures of notebooks as the book shows them: data, of which nothing runs or fetches anything, for
+`book/_static/interactive.js` to draw.
+"""
 
 import html
 import json
+import math
 import re
 
 from lenslib.interactive import MIME
@@ -31,7 +34,7 @@ def as_html(figure: object, alt: object) -> str:
 
 
 def _drawn(traces: object) -> list:
-    return [one for one in _dicts(traces) if one.get("type", "scatter") in TRACES]
+    return [one for one in _dicts(traces) if str(one.get("type", "scatter")) in TRACES]
 
 
 def _dicts(found: object) -> list[dict]:
@@ -55,11 +58,13 @@ def _only_animates(step: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """The same with texts in which nothing but emphasis is a tag."""
+    """The same with texts in which nothing but emphasis is a tag, and null where numbers are not finite."""
     if isinstance(value, dict):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return _TAG.sub("‹", value) if isinstance(value, str) else value
 
 
