@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("data", type=Path, help="data-set folder")
     evaluate.add_argument("--json", action="store_true")
     prediction.add_options(
-        command("predict", prediction.predict, "what weights say of images (.npy, FITS, or folders)")
+        command("predict", prediction.predict, "what weights say of images (.npy, FITS, HDF5, PNG, or folders of them)")
     )
     commands_weights.add_parsers(command)
     verify = command("verify", _verify, "check every byte of a data-set folder, or of a run's")

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and one line with exit code 2 for bad input."""
 
+import csv
 import json
 import os
 import shutil
@@ -156,6 +157,9 @@ def test_predict_gives_what_the_run_recorded(run, weights, trained, files):
     classes = ("no_sub", "cdm", "vortex")
     np.testing.assert_allclose([[row[name] for name in classes] for row in rows], recorded[:6], atol=1e-4)
     assert [row["class"] for row in rows] == [classes[k] for k in recorded[:6].argmax(1)]
+    code, text, _ = run("predict", weights, files, "--csv")
+    listed = list(csv.DictReader(text.splitlines()))
+    assert [{name: str(value) for name, value in row.items()} for row in rows] == listed
     code, table, _ = run("predict", weights, files / "b.npy", files / "a.npy")
     assert [line.split()[:2] for line in table.splitlines()[1:]] == [
         [row["file"], row["class"]] for row in (rows[1], rows[0])
