@@ -28,7 +28,7 @@ def lab(chromium, tmp_path_factory):
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
     folder, token, port = tmp_path_factory.mktemp("lab"), secrets.token_hex(16), free_port()
     notebook = nbformat.read(REPOSITORY / "notebooks/explorer.ipynb", as_version=4)
-    shown = next(k for k, cell in enumerate(notebook.cells) if "Explorer(" in cell.source)
+    shown = next(k for k, cell in enumerate(notebook.cells) if "explore(recipe" in cell.source)
     notebook.cells = notebook.cells[: shown + 1]
     (folder / "work").mkdir()
     nbformat.write(notebook, folder / "work/explorer.ipynb")
