@@ -190,16 +190,12 @@ def serve(weights: Sequence[str], host: str, port: int, block: bool = True):
     """Serve the page until it is stopped."""
     page = build(weights)
     try:
-        return _launched(page, host, port, block)
+        return page.queue(max_size=20).launch(
+            server_name=host, server_port=port, share=False, max_file_size=MOST_BYTES, prevent_thread_lock=not block,
+            quiet=True, show_error=True,
+        )  # fmt: skip
     except OSError as error:
         raise InputError(f"cannot serve on {host}:{port}: {error}") from None
-
-
-def _launched(page, host: str, port: int, block: bool):
-    return page.queue(max_size=20).launch(
-        server_name=host, server_port=port, share=False, max_file_size=MOST_BYTES, prevent_thread_lock=not block,
-        quiet=True, show_error=True,
-    )  # fmt: skip
 
 
 def write_space(weights: Sequence[str], folder: Path) -> Path:

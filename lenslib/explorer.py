@@ -132,7 +132,7 @@ class Explorer(Shown):
         try:
             self.told = tell(self.recipe, self.values, self.picture)
         except InputError as error:
-            self.words.value = paragraph(escape(str(error)))
+            self.words.value = plain(str(error))
             return
         self.words.value = paragraph(self._told())
         self._draw()
@@ -192,7 +192,7 @@ class Explorer(Shown):
                 self.redraw.max = max(self.redraw.max, seed)
                 self.redraw.value = seed
         except InputError as error:
-            self.said.value = paragraph(escape(str(error)))
+            self.said.value = plain(str(error))
         finally:
             for control in controls.values():
                 control.observe(self.update, "value")
@@ -201,18 +201,18 @@ class Explorer(Shown):
     def save(self) -> None:
         """Write the scene to the file that is named; its ending says how."""
         try:
-            self.said.value = paragraph(escape(f"saved {save_scene(self.path.value, self.scene)}"))
+            self.said.value = plain(f"saved {save_scene(self.path.value, self.scene)}")
         except InputError as error:
-            self.said.value = paragraph(escape(str(error)))
+            self.said.value = plain(str(error))
 
     def load(self) -> None:
         """Return to a scene that was saved as `.yaml`."""
         try:
             values, label, seed = load_scene(self.path.value, self.recipe)
         except InputError as error:
-            self.said.value = paragraph(escape(str(error)))
+            self.said.value = plain(str(error))
             return
-        self.said.value = paragraph(escape(f"loaded {self.path.value}"))
+        self.said.value = plain(f"loaded {self.path.value}")
         self.move(values, label, seed)
 
     @property
@@ -228,6 +228,11 @@ class Explorer(Shown):
 
 def paragraph(text: str) -> str:
     return f'<p style="line-height: 1.4; margin: 0.3em 0">{text}</p>'
+
+
+def plain(text: str) -> str:
+    """A paragraph of words that may come from a file: nothing in them is a tag."""
+    return paragraph(escape(text))
 
 
 def button(w, name: str, pressed):

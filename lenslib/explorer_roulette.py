@@ -1,12 +1,10 @@
 """The explorer of roulette recipes: the lens as rays find it, and as so many terms of its series do, side by side."""
 
-from html import escape
-
 import numpy as np
 import torch
 
 from lenslib.errors import InputError
-from lenslib.explorer import Shown, look, paragraph
+from lenslib.explorer import Shown, look, paragraph, plain
 from lenslib.explorer_canvas import Panels
 from lenslib.recipe import load_recipe
 from lenslib.roulette_images import light
@@ -90,7 +88,7 @@ class RouletteExplorer(Shown):
         try:
             rays.check({name: value[None] for name, value in params.items()})
         except InputError as error:
-            self.words.value = paragraph(escape(str(error)))
+            self.words.value = plain(str(error))
             return
         rays, series = self.drawn("raytrace"), self.drawn("roulette")
         seen = image_position(self.recipe.lens.profile, params)

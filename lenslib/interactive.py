@@ -1,6 +1,6 @@
 """Figures that a reader can turn without a kernel: Plotly's, kept in a notebook as data, which the book draws.
 
-show(slider_of_pictures(images, values, "mass fraction", titles), alt="...")
+show(slider_of_pictures({"noise": images}, values, "mass fraction", half=2.5), alt="...")
 """
 
 import json
@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 MIME = "application/vnd.plotly.v1+json"
-# pictures' colours, and what those of them that have a sign are shown in
-_COLOURS = {"magma": "Magma", "change": "RdBu_r"}
 
 
 def show(figure, alt: str) -> None:
@@ -33,7 +31,7 @@ def slider_of_pictures(
     axis = {"x0": -half, "dx": 2 * half / (side - 1), "y0": -half, "dy": 2 * half / (side - 1), "showscale": False}
     shades = {title: _shades(images, title in signed) for title, images in pictures.items()}
     for k, title in enumerate(pictures, start=1):
-        colours = _COLOURS["change" if title in signed else "magma"]
+        colours = "RdBu_r" if title in signed else "Magma"
         first = shades[title][len(values) // 2]
         look = {"colorscale": colours, "zmin": 0, "zmax": 255, "hoverinfo": "skip"}
         figure.add_trace(go.Heatmap(z=first, **look, **axis), row=1, col=k)
