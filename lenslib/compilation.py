@@ -1,6 +1,7 @@
 """Costly functions compiled by torch where a compiler is at hand; a terminal is told when that takes long."""
 
 import logging
+import os
 import shutil
 import sys
 from functools import lru_cache, partial
@@ -21,7 +22,9 @@ _LONG = 2.0
 
 
 def has_compiler(device: str = "cpu") -> bool:
-    """Whether torch can compile for this device on this machine."""
+    """Whether torch can compile for this device on this machine, and `TORCHDYNAMO_DISABLE=1` does not forbid it."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return False
     return device.startswith("cuda") or bool(shutil.which("g++") or shutil.which("clang++"))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lenslib.compilation import compiled
 from lenslib.errors import InputError, unknown
-from lenslib.instruments import convolve
+from lenslib.instruments import blur, convolve
 from lenslib.roulette_images import axes
 from lenslib.roulette_images import light as roulette_light
 from lenslib.simulate import EAGER, render_by
@@ -350,7 +350,7 @@ def _kernels():
 
 def _light_and_slopes(recipe, names, values, fixed, points) -> Tensor:
     """Images before they are blurred and their derivatives, [1 + k, n, c, h, w]."""
-    unblurred = EAGER._replace(blur=lambda images, profiles: images)
+    unblurred = EAGER._replace(blur=lambda images, psf, pixel_scale: images)
 
     def light(given):
         params = fixed | dict(zip(names, given.unbind(1), strict=True))
@@ -370,11 +370,11 @@ def _derivatives(recipe, names, values, fixed, points) -> tuple[Tensor, Tensor, 
         flat = torch.stack([_roulette_slopes(recipe, names, *one) for one in zip(values, scenes, strict=True)], 1)
         deviation = torch.full_like(flat[0], (recipe.instrument.noise_sd**2 + ROUNDING_VARIANCE) ** 0.5)
     else:
-        light, blur = _kernels()
+        light, by_shifts = _kernels()
         found = light(recipe, names, values, fixed, points)
         # blurring is linear: what holds for images holds for their derivatives
         channels = [
-            blur(channel.flatten(0, 1), psf.profiles(recipe.instrument.pixel_scale)).view_as(channel)
+            blur(channel.flatten(0, 1), psf, recipe.instrument.pixel_scale, by_shifts).view_as(channel)
             for channel, psf in zip(found.unbind(2), recipe.psfs(), strict=True)
         ]
         found = torch.stack(channels, 2)

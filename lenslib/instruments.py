@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
+from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -49,13 +50,9 @@ class PSF(Strict):
                 raise ValueError("measured must have a positive sum: it holds no light")
         return self
 
-    def profiles(self, pixel_scale: float) -> list[tuple]:
-        """Weights and one-dimensional kernels, sampled at pixel centres, whose outer squares add up to the kernel: of a
-        measured one, whose two sides differ, that along x and that along y."""
-        if self.measured is not None:
-            return _measured_profiles(self.measured)
-        if self.airy is not None:
-            return _airy_profiles(self.airy, self.truncation, pixel_scale)
+    def profiles(self, pixel_scale: float) -> list[tuple[float, list[float]]]:
+        """Weights and kernels in one dimension, at pixel centres, of the Gaussians; their outer squares add up to the
+        kernel."""
         total = sum(part.fraction for part in self.gaussians)
         kernels = []
         for part in self.gaussians:
@@ -68,12 +65,14 @@ class PSF(Strict):
     def margin(self, pixel_scale: float) -> int:
         """Pixels beyond the edge of an image that must be drawn for its border to be right: those that an Airy disc
         reaches. Gaussians have little light out there, and the edge repeated serves."""
-        return 0 if self.airy is None else len(self.profiles(pixel_scale)[0][1]) // 2
+        return 0 if self.airy is None else int(self.truncation * self.airy / pixel_scale + 0.5)
 
     def kernel(self, pixel_scale: float) -> np.ndarray:
         """The whole kernel [k, k] (float64, sums to one)."""
         if self.measured is not None:
             return np.array(self.measured) / np.sum(self.measured)
+        if self.airy is not None:
+            return _airy_disc(self.airy / pixel_scale, self.margin(pixel_scale))
         profiles = self.profiles(pixel_scale)
         half = max(len(kernel) for _, kernel in profiles) // 2
         padded = [(fraction, np.pad(kernel, half - len(kernel) // 2)) for fraction, kernel in profiles]
@@ -81,59 +80,62 @@ class PSF(Strict):
 
 
 @lru_cache
-def _airy_profiles(first_zero: float, truncation: float, pixel_scale: float) -> list[tuple[float, list[float]]]:
-    """An Airy disc as a sum of separable kernels: its eigenvectors, but for those of a millionth or less."""
+def _airy_disc(first_zero: float, half: int) -> np.ndarray:
+    """An Airy disc whose first dark ring has a radius of `first_zero` pixels, out to `half` pixels along the axes."""
     from scipy.special import j1, jn_zeros
 
-    half = int(truncation * first_zero / pixel_scale + 0.5)
-    axis = np.arange(-half, half + 1) * pixel_scale / first_zero * jn_zeros(1, 1)
+    axis = np.arange(-half, half + 1) / first_zero * jn_zeros(1, 1)
     radius = np.hypot(axis[:, None], axis).clip(min=1e-9)
     disc = (2 * j1(radius) / radius) ** 2
-    weights, vectors = np.linalg.eigh(disc / disc.sum())
-    kept = np.abs(weights) > 1e-6 * np.abs(weights).max()
-    return [(float(weight), vector.tolist()) for weight, vector in zip(weights[kept], vectors.T[kept], strict=True)]
+    return disc / disc.sum()
 
 
-@lru_cache
-def _measured_profiles(rows: tuple[tuple[float, ...], ...]) -> list[tuple[float, list[float], list[float]]]:
-    """A kernel as a sum of separable ones: its singular vectors, but for those that no pixel shows. Turned by half a
-    turn, because `convolve` looks up where light comes from."""
-    kernel = np.array(rows)[::-1, ::-1] / np.sum(rows)
-    along_y, weights, along_x = np.linalg.svd(kernel)
-    kept = weights > 1e-4 * weights[0]
-    return [
-        (float(w), x.tolist(), y.tolist())
-        for w, x, y in zip(weights[kept], along_x[kept], along_y.T[kept], strict=True)
-    ]
+def blur(images: Tensor, psf: PSF, pixel_scale: float, by=None) -> Tensor:
+    """Images [n, h, w] as a point-spread function blurs them, their edge repeated outwards.
+
+    Gaussians are separable: `convolve` and its equals `by` need them one dimension at a time. What is not goes through
+    Fourier space.
+    """
+    if psf.gaussians is None:
+        return convolve_fourier(images, psf.kernel(pixel_scale))
+    return (by or convolve)(images, psf.profiles(pixel_scale))
 
 
-def convolve(images: Tensor, profiles: list[tuple]) -> Tensor:
+def convolve(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
     """Images [n, h, w] blurred by the sum of separable kernels (see `PSF.profiles`).
 
     By shifting and adding, which compilers fuse: on a processor many times faster than a convolution of one channel.
     """
-    if any(other for _, _, *other in profiles):
-        return convolve_dense(images, profiles)
     blurred = torch.zeros_like(images)
     for fraction, kernel in profiles:
         half = len(kernel) // 2
         padded = pad(images[:, None], (half, half, half, half), mode="replicate")[:, 0]
-        across = _blur(padded, kernel, -1)
-        blurred = blurred + fraction * _blur(across, kernel, -2)
+        across = _shifted_sum(padded, kernel, -1)
+        blurred = blurred + fraction * _shifted_sum(across, kernel, -2)
     return blurred
 
 
-def convolve_dense(images: Tensor, profiles: list[tuple]) -> Tensor:
+def convolve_dense(images: Tensor, profiles: list[tuple[float, list[float]]]) -> Tensor:
     """As `convolve`, of square images, by products of matrices: twice as quick and more for wide kernels, but for last
     digits that depend on how many images there are."""
-    along_x = [_band(kernels[0], images) for _, *kernels in profiles]
-    along_y = [_band(kernels[-1], images) for _, *kernels in profiles]
-    # rows by all kernels in one product
-    rows = (images @ torch.cat(along_x).mT).split(images.shape[-1], -1)
     blurred = torch.zeros_like(images)
-    for (fraction, *_), band, row in zip(profiles, along_y, rows, strict=True):
-        blurred.baddbmm_((fraction * band).expand(len(images), -1, -1), row)
+    for fraction, kernel in profiles:
+        band = _band(kernel, images)
+        blurred.baddbmm_((fraction * band).expand(len(images), -1, -1), images @ band.mT)
     return blurred
+
+
+def convolve_fourier(images: Tensor, kernel: np.ndarray) -> Tensor:
+    """Images [n, h, w] convolved with a kernel [k, k] of an odd side, their edge repeated outwards.
+
+    In double precision, so that the digits kept depend neither on the processor nor on how many images there are.
+    """
+    half, (height, width) = len(kernel) // 2, images.shape[-2:]
+    padded = pad(images[:, None].double(), (half,) * 4, mode="replicate")[:, 0]
+    size = [next_fast_len(side, real=True) for side in padded.shape[-2:]]
+    transfer = torch.fft.rfft2(torch.tensor(kernel, dtype=torch.float64, device=images.device), size)
+    found = torch.fft.irfft2(torch.fft.rfft2(padded, size) * transfer, size)
+    return found[:, 2 * half : 2 * half + height, 2 * half : 2 * half + width].to(images.dtype)
 
 
 def _band(kernel: list[float], images: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def _band(kernel: list[float], images: Tensor) -> Tensor:
     return images.new_zeros(size, size).scatter_add(1, steps.clamp(0, size - 1), weights)
 
 
-def _blur(padded: Tensor, kernel: list[float], dim: int) -> Tensor:
+def _shifted_sum(padded: Tensor, kernel: list[float], dim: int) -> Tensor:
     size = padded.shape[dim] - len(kernel) + 1
     return sum(weight * padded.narrow(dim, shift, size) for shift, weight in enumerate(kernel))
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lenslib.compilation import compiled
 from lenslib.errors import InputError
-from lenslib.instruments import NumpyNoise, TorchNoise, convolve, convolve_dense
+from lenslib.instruments import NumpyNoise, TorchNoise, blur, convolve, convolve_dense
 from lenslib.optics import companion_deflection, macro_deflection, pixel_grid, substructure_deflection
 from lenslib.pictures import interpolated
 from lenslib.recipe import Recipe
@@ -79,7 +79,7 @@ def render_compiled(recipe: Recipe, params: dict[str, Tensor], points: dict[str,
 def render_quickly(recipe: Recipe, params: dict[str, Tensor]) -> Tensor:
     """As `render_compiled`, but for last digits that depend on how many images there are."""
     kernels = _kernels(str(params["lens_theta_E"].device))
-    return _expose(kernels._replace(blur=convolve_dense), recipe, params, *_trace(kernels, recipe, params))
+    return _expose(kernels._replace(blur=_dense), recipe, params, *_trace(kernels, recipe, params))
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def render_moved(recipe: Recipe, params: dict[str, Tensor], count: int, bends: i
     straight = len(params["lens_theta_E"]) // count - 1 - bends
     # a source that moves leaves the rays where they are
     rays = [torch.cat([ray, ray[:count].repeat(straight, 1, 1)]) for ray in _trace(kernels, recipe, bent)]
-    return _expose(kernels._replace(blur=convolve_dense), recipe, params, *rays)
+    return _expose(kernels._replace(blur=_dense), recipe, params, *rays)
 
 
 class Kernels(NamedTuple):
@@ -129,10 +129,10 @@ def _expose(kernels: Kernels, recipe: Recipe, params, ray_x: Tensor, ray_y: Tens
     psfs, scale, pixels = recipe.psfs(), recipe.instrument.pixel_scale, recipe.instrument.pixels
     light = light * scale**2
     if len(set(psfs)) == 1:
-        blurred = kernels.blur(light.flatten(0, 1), psfs[0].profiles(scale)).view_as(light)
+        blurred = kernels.blur(light.flatten(0, 1), psfs[0], scale).view_as(light)
     else:
         channels = zip(light.unbind(1), psfs, strict=True)
-        blurred = torch.stack([kernels.blur(channel, psf.profiles(scale)) for channel, psf in channels], 1)
+        blurred = torch.stack([kernels.blur(channel, psf, scale) for channel, psf in channels], 1)
     margin = (len(x) - pixels) // 2
     return blurred[..., margin : margin + pixels, margin : margin + pixels]
 
@@ -190,14 +190,17 @@ def _coloured(light: Tensor, params, galaxy: str, bands) -> Tensor:
 # of the images of one class in a chunk, each part with noise of its own seed
 NOISE_PARTS = 4
 _AMPLITUDES = {"amp", "lens_light_amp"}
-EAGER = Kernels(substructure_deflection, _rays, _light, convolve)
+EAGER = Kernels(substructure_deflection, _rays, _light, blur)
+_dense = partial(blur, by=convolve_dense)
 _grid = lru_cache(pixel_grid)
 
 
 @lru_cache
 def _kernels(device: str) -> Kernels:
     """The costly functions, compiled where a compiler is at hand."""
-    kernels = Kernels(*(compiled(function, device) for function in EAGER))
+    costly = (compiled(function, device) for function in (*EAGER[:-1], convolve))
+    kernels = Kernels(*costly)
+    kernels = kernels._replace(blur=partial(blur, by=kernels.blur))
     if device.startswith("cuda") or kernels.deflection is substructure_deflection:
         return kernels
 

@@ -11,7 +11,6 @@ from lenslib.classification import classify, record_run, train_classifier
 from lenslib.dataset import open_dataset, write_dataset
 from lenslib.errors import InputError
 from lenslib.fit_classify import load_fit_classifier, with_psf
-from lenslib.instruments import PSF, Gaussian, convolve
 from lenslib.refine import noise_map
 from lenslib.residuals import write_residuals
 from lenslib.settings import Settings
@@ -161,17 +160,6 @@ def test_a_mask_over_the_arcs_is_said(classifier, lenses):
         classifier.answers(images, facts, mask=torch.ones(40, 40, dtype=bool))
 
 
-def test_a_measured_kernel_blurs_as_a_convolution_does():
-    rng = np.random.default_rng(0)
-    kernel = rng.random((5, 5))
-    images = torch.from_numpy(rng.random((2, 12, 12)))
-    profiles = PSF(measured=tuple(map(tuple, kernel.tolist()))).profiles(0.1)
-    from scipy.ndimage import convolve as oracle
-
-    expected = [oracle(image, kernel / kernel.sum(), mode="nearest") for image in images.numpy()]
-    np.testing.assert_allclose(convolve(images, profiles), np.stack(expected), atol=1e-6)
-
-
 @pytest.mark.parametrize("kernel", [np.ones((4, 4)), np.ones((3, 5)), np.zeros((3, 3)), np.full((3, 3), np.nan)])
 def test_kernels_without_sense_are_refused(run, kernel):
     with pytest.raises(InputError, match="point-spread function"):
@@ -242,13 +230,3 @@ def test_the_command_judges_a_frame(predict, run, classifier, lenses, tmp_path):
     assert set(row) == {"file", "class", *classifier.classes, "highest_significance", "reason"}
     if not row["reason"]:
         assert sum(row[name] for name in classifier.classes) == pytest.approx(1, abs=1e-4)
-
-
-def test_gaussians_and_their_kernel_are_one(run):
-    scale = run[1].instrument.pixel_scale
-    psf = PSF(gaussians=(Gaussian(fwhm=0.15), Gaussian(fwhm=0.5, fraction=0.3)), truncation=3.0)
-    measured = PSF(measured=tuple(map(tuple, psf.kernel(scale).tolist())))
-    images = torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        convolve(images, measured.profiles(scale)), convolve(images, psf.profiles(scale)), atol=1e-3, rtol=1e-3
-    )

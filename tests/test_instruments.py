@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy import stats
+from scipy import ndimage, stats
 
 import lenslib
 from lenslib.draws import _chances, _corrected
-from lenslib.instruments import PSF, NumpyNoise, convolve, convolve_dense
+from lenslib.instruments import PSF, NumpyNoise, blur, convolve, convolve_dense
 from lenslib.recipe import load_recipe
 
 # a right generator fails a test of this significance once in ten thousand; the seeds are fixed, so it fails never
@@ -166,22 +166,42 @@ def test_the_point_spread_function_conserves_flux(name):
     np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-15)
     images = torch.zeros(2, 121, 121, dtype=torch.float64)
     images[:, 50:71, 50:71] = torch.rand(2, 21, 21, generator=torch.Generator().manual_seed(0))
-    blurred = convolve(images, instrument.psf.profiles(instrument.pixel_scale))
+    blurred = blur(images, instrument.psf, instrument.pixel_scale)
     torch.testing.assert_close(blurred.sum((1, 2)), images.sum((1, 2)))
     star = torch.zeros(1, 121, 121, dtype=torch.float64)
     star[0, 60, 60] = 1
     half = len(kernel) // 2
-    blurred = convolve(star, instrument.psf.profiles(instrument.pixel_scale))[0]
+    blurred = blur(star, instrument.psf, instrument.pixel_scale)[0]
     np.testing.assert_allclose(blurred[60 - half : 61 + half, 60 - half : 61 + half], kernel, atol=1e-12)
 
 
-@pytest.mark.parametrize("psf", [{"gaussians": [{"fwhm": 0.1}, {"fwhm": 0.9}], "truncation": 3.0}, {"airy": 0.3}])
-def test_products_of_matrices_blur_as_shifts_do(psf):
-    profiles = PSF(**psf).profiles(0.05)
-    # brightest at the edge, which both repeat outwards
+def test_shifts_products_of_matrices_and_fourier_space_blur_alike():
+    psf = PSF(gaussians=[{"fwhm": 0.1, "fraction": 0.7}, {"fwhm": 0.9, "fraction": 0.3}], truncation=3.0)
+    # brightest at the edge, which all repeat outwards
     images = torch.rand(3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     images[:, 0] += 5
-    torch.testing.assert_close(convolve_dense(images, profiles), convolve(images, profiles))
+    by_shifts = blur(images, psf, 0.05, convolve)
+    torch.testing.assert_close(blur(images, psf, 0.05, convolve_dense), by_shifts)
+    as_measured = PSF(measured=tuple(map(tuple, psf.kernel(0.05).tolist())))
+    torch.testing.assert_close(blur(images, as_measured, 0.05), by_shifts)
+
+
+def test_a_measured_kernel_blurs_as_a_convolution_does():
+    rng = np.random.default_rng(0)
+    kernel, images = rng.random((5, 5)), torch.from_numpy(rng.random((2, 12, 14)))
+    expected = [ndimage.convolve(image, kernel / kernel.sum(), mode="nearest") for image in images.numpy()]
+    found = blur(images, PSF(measured=tuple(map(tuple, kernel.tolist()))), 0.1)
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-12)
+
+
+@pytest.mark.parametrize("psf", ["model_a", "measured"])
+def test_in_fourier_space_an_image_does_not_depend_on_its_neighbours(psf):
+    instrument = load_recipe("model_a").instrument
+    measured = PSF(measured=tuple(map(tuple, np.random.default_rng(1).random((21, 21)).tolist())))
+    psf = measured if psf == "measured" else instrument.psf
+    images = torch.rand(32, 60, 60, generator=torch.Generator().manual_seed(0))
+    together = blur(images, psf, instrument.pixel_scale)
+    assert torch.equal(torch.cat([blur(one[None], psf, instrument.pixel_scale) for one in images]), together)
 
 
 def test_a_gaussian_has_its_width():
