@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
 
+from lenslib.ceiling import paired_auc
 from lenslib.errors import InputError
 from lenslib.information import parameters
 from lenslib.recipe import Recipe
@@ -44,9 +44,9 @@ class Told:
     @property
     def ceiling(self) -> float:
         """The AUC of one who knows what substructure there would be, and where, but of lens and source nothing
-        beforehand: Phi(signal / sqrt(2)), as in signal-detection theory (Green & Swets 1966). No blind search reaches
-        it, but one who knows how the recipe draws lenses can pass it."""
-        return float(norm.cdf(self.signal / np.sqrt(2)))
+        beforehand: `lenslib.ceiling` for this one lens. No blind search reaches it, but one who knows how the recipe
+        draws lenses can pass it."""
+        return float(paired_auc(self.signal**2, self.signal**2))
 
     def change(self, image: np.ndarray, other: np.ndarray) -> float:
         """How many deviations two noise-free images [h, w] are apart in all."""
