@@ -17,8 +17,8 @@ score of an image separates better than the probabilities that follow from L. On
 substructure has, in two lenses i and j, the AUC Phi(sqrt(chi_i^2 + chi_j^2) / 2).
 
 It is an upper limit, because a classifier has to search for what the oracle is told, but for two things: one who knows
-how the recipe draws lenses can pass it where an image hardly shows a parameter (`information.left_to_first_order` with
-priors says by how much), and of photon noise it leaves out what the variance itself tells. Templates are those at the
+how the recipe draws lenses can pass it where an image hardly shows a parameter (`leftovers(by="priors_known")` says by
+how much), and of photon noise it leaves out what the variance itself tells. Templates are those at the
 minimum of chi-square that is reached from the true lens. A fit that has not converged leaves too much, so that the
 ceiling comes out too high and stays a limit; such fits are counted.
 """
@@ -31,11 +31,11 @@ import torch
 from scipy.stats import norm, quantile_test
 from torch import Tensor
 
-from lenslib.errors import InputError
+from lenslib.errors import InputError, unknown
 from lenslib.metrics import UNDEFINED
 from lenslib.recipe import Recipe
 from lenslib.records import Records
-from lenslib.refine import SmoothModel, fit_all, smooth
+from lenslib.refine import SmoothModel, fit_all, padded, smooth
 from lenslib.resampling import RESAMPLES, Resampled, Statistic, interval, once, roc
 
 RESIDUAL = "_residual"  # ends the name of a set of what fits leave of another
@@ -43,6 +43,8 @@ RESIDUAL = "_residual"  # ends the name of a set of what fits leave of another
 _DRAWS = 16
 # of its mean: a parameter that varies by less is a constant, rounded
 _CONSTANT = 1e-5
+# of the largest singular value
+_ROUNDING = 1e-9
 
 
 def paired_auc(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -98,36 +100,69 @@ def only(recipe: Recipe, label: str) -> Recipe:
 
 @torch.no_grad()
 def leftovers(
-    recipe: Recipe, count: int, seed: int = 0, all_unknown: bool = False, steps: int = 60, progress: bool = False
+    recipe: Recipe, count: int, seed: int = 0, by: str = "refit", all_unknown: bool = False, steps: int = 60
 ) -> Leftovers:
-    """Templates of `count` lenses of a recipe, by `lenslib.refine`: its method of Levenberg and Marquardt follows the
-    curves of a degeneracy, fits many images together, and says whether a fit has converged, which the Gauss-Newton
-    steps of `information.refit` do not.
+    """Templates of `count` lenses of a recipe.
 
-    all_unknown: whether to fit also what the recipe never varies. InputError for fewer than two lenses, and for recipes
-    that `refine.smooth` cannot fit, have one class, or are divided by their peak.
+    by: "refit", by the method of Levenberg and Marquardt in `lenslib.refine`, which follows the curves of a degeneracy,
+    fits many images together, and says whether a fit has converged, as the Gauss-Newton steps of `information.refit` do
+    not; "first_order", about the true lens; "priors_known", to first order by one who knows the recipe's width in each
+    parameter, as a Gaussian prior about the truth. all_unknown: whether to fit also what the recipe never varies.
+    InputError for fewer than two lenses, and for recipes that `refine.smooth` cannot fit, that have one class, or whose
+    images are divided by their peak.
     """
-    if count < 2:
-        raise InputError(f"the ceiling of {recipe.name} needs two lenses or more, not {count}")
-    if len(recipe.classes) < 2:
-        raise InputError(f"{recipe.name} has one class: there is nothing to tell apart")
-    if recipe.instrument.divide_by_peak:
-        raise InputError(f"{recipe.name}: images that are divided by their peak are not fitted")
+    _check(recipe, count, by)
     substructured = np.array([label in recipe.substructure.populations for label in recipe.classes])
     converged = np.ones((count, len(recipe.classes)), bool)
     if recipe.instrument.noise.kind == "none":
         return Leftovers(recipe.classes, substructured, None, converged)
     params = smooth(recipe).sample(count, seed, noise=False).params
     model = SmoothModel(recipe) if all_unknown else _Known(recipe, varied_names(recipe, params))
-    pixels = recipe.instrument.pixels**2
-    templates = torch.zeros(count, len(recipe.classes), pixels, dtype=torch.float64)
+    numbers, parts = model.pack(params), {}
     for k in np.flatnonzero(substructured):
         drawn = only(recipe, recipe.classes[k]).sample(count, seed, noise=False)
         deviation = recipe.instrument.noise.deviation(drawn.images, drawn.params)
-        fit = fit_all(model, drawn.images, deviation, model.pack(params), steps, progress)
-        templates[:, k] = fit.residual.flatten(1)
-        converged[:, k] = fit.converged
-    return Leftovers(recipe.classes, substructured, (templates @ templates.mT).numpy(), converged)
+        if by == "refit":
+            fit = fit_all(model, drawn.images, deviation, numbers, steps, progress=False)
+            parts[k], converged[:, k] = fit.residual.flatten(1).double().numpy(), fit.converged
+        else:
+            parts[k] = _to_first_order(model, drawn.images, deviation, numbers, by == "priors_known")
+    templates = np.zeros((count, len(recipe.classes), max((part.shape[1] for part in parts.values()), default=1)))
+    for k, part in parts.items():
+        templates[:, k] = part
+    return Leftovers(recipe.classes, substructured, templates @ templates.swapaxes(1, 2), converged)
+
+
+def _check(recipe: Recipe, count: int, by: str) -> None:
+    if by not in (ways := ("refit", "first_order", "priors_known")):
+        raise unknown("way to fit", by, ways)
+    if count < 2:
+        raise InputError(f"the ceiling of {recipe.name} needs two lenses or more, not {count}")
+    if len(recipe.classes) < 2:
+        raise InputError(f"{recipe.name} has one class: there is nothing to tell apart")
+    if recipe.instrument.divide_by_peak:
+        raise InputError(f"{recipe.name}: images that are divided by their peak are not fitted")
+
+
+def _to_first_order(model: SmoothModel, images: Tensor, deviation: Tensor, numbers: Tensor, priors: bool) -> np.ndarray:
+    """Templates [n, pixels], or [n, pixels + k] with `priors`: what a change costs stands behind what it leaves."""
+    widths, found = numbers.std(0).clamp(min=1e-12).double().numpy(), []
+    changes, noises = images.flatten(1), deviation.flatten(1)
+    for part in padded(numbers):
+        for smooth_image, slopes in zip(*model.images_and_slopes(part), strict=True):
+            if len(found) == len(images):  # the last part is filled up
+                break
+            image, noise = changes[len(found)], noises[len(found)]
+            slopes, change = ((of / noise).double().numpy() for of in (slopes, image - smooth_image))
+            if priors:
+                slopes, change = np.hstack([slopes, np.diag(1 / widths)]), np.append(change, np.zeros(len(widths)))
+            found.append(beside(slopes, change))
+    return np.stack(found)
+
+
+def beside(slopes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """What is left of an image [pixels] when the best sum of `slopes` [k, pixels] is taken away."""
+    return image - slopes.T @ np.linalg.lstsq(slopes.T, image, rcond=_ROUNDING)[0]
 
 
 def oracle(left: Leftovers, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, dict[str, float] | int | str]:
@@ -159,17 +194,16 @@ def oracle(left: Leftovers, seed: int = 0, resamples: int = RESAMPLES) -> dict[s
         name: interval(once(n, statistic)[0], draw[:, 0])
         for (name, statistic), draw in zip(statistics.items(), draws, strict=True)
     }
-    for label in having:
-        limits = quantile_test(left.chi_square(label)).confidence_interval()
-        median = float(np.median(left.chi_square(label)))
-        # too few lenses have no such interval: then all of them
-        ends = [np.nan_to_num(end, nan=far) for end, far in zip(limits, _ends(left.chi_square(label)), strict=True)]
-        found[f"chi_square_{label}"] = {"value": median, "low": float(ends[0]), "high": float(ends[1])}
+    found |= {f"chi_square_{label}": _median(left.chi_square(label)) for label in having}
     return found | counts | {"not_converged": int((~left.converged).sum()), "noise": "Gaussian"}
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    return values.min(), values.max()
+def _median(values: np.ndarray) -> dict[str, float]:
+    """With the interval of the sign test; of so few values that it has none, from the smallest to the largest."""
+    limits = quantile_test(values).confidence_interval()
+    low = values.min() if np.isnan(limits.low) else limits.low
+    high = values.max() if np.isnan(limits.high) else limits.high
+    return {"value": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
 def _mean(parts: list[Statistic]) -> Statistic:

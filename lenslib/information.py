@@ -216,44 +216,16 @@ def refit(
         rows = slice(part, part + _AT_ONCE)
         values = model.values[rows].clone()
         for _ in range(steps):
-            factor = model.factor(rows, data, values)
+            mean, slopes, deviation = model.derivatives(rows, values)
+            # with the data as one more column, its entries are its parts along the others
+            columns = torch.cat([slopes, (data[rows] - mean)[:, None]], 1) / deviation[:, None]
+            factor = torch.linalg.qr(columns.mT, mode="r").R
             slopes, rest = factor[:, :count, :count], factor[:, :count, count:]
             if (Fisher(model.names, values, slopes).rank() < count).any():
                 raise InputError("the images do not show all that is to be fitted: leave out some of the names")
             values = values + torch.linalg.solve_triangular(slopes, rest, upper=True)[..., 0]
         found.append(values)
     return dict(zip(model.names, torch.cat(found).T, strict=True))
-
-
-def left_to_first_order(
-    recipe,
-    images: Tensor,
-    params: Mapping[str, Tensor],
-    names: Iterable[str] | None = None,
-    prior: Mapping[str, float] | None = None,
-) -> Tensor:
-    """The chi-square [n] of images [n, c, h, w] in flux that is left when what changes of `names` about `params` make
-    of an image, to first order, is taken away: that of one step of `refit`, which need not be taken.
-
-    `prior` maps names to the standard deviations of Gaussian priors about `params`; a change then costs chi-square.
-    Raises what `refit` raises, but for directions that the images do not show, which take nothing away.
-    """
-    model = _Model(recipe, params, names, None)
-    data, found = _data(recipe, images, model.count), []
-    told = torch.zeros(len(prior or {}), len(model.names) + 1, dtype=torch.float64)
-    for row, (name, deviation) in enumerate((prior or {}).items()):
-        if name not in model.names:
-            raise unknown("parameter", name, model.names)
-        told[row, model.names.index(name)] = 1 / deviation
-    for part in range(0, model.count, _AT_ONCE):
-        rows = slice(part, part + _AT_ONCE)
-        factor = model.factor(rows, data, model.values[rows])
-        factor = torch.cat([factor, told.expand(len(factor), *told.shape)], 1)
-        scale = factor[..., :-1].norm(dim=1, keepdim=True)
-        slopes, rest = factor[..., :-1] / scale.clamp(min=_STILL), factor[..., -1:]
-        step = torch.linalg.lstsq(slopes, rest, rcond=_NULL, driver="gelsd").solution
-        found.append((rest - slopes @ step).square().sum((1, 2)))
-    return torch.cat(found)
 
 
 def _data(recipe, images, count: int) -> Tensor:
@@ -348,13 +320,6 @@ class _Model:
         self.values = torch.stack([self.fixed[name] for name in self.names], 1)
         self.count = len(self.values)
         self.points = {name: value.double() for name, value in (points or {}).items()}
-
-    def factor(self, rows: slice, data: Tensor, values: Tensor) -> Tensor:
-        """Upper triangular factors [n, k + 1, k + 1] of some scenes' derivatives and of `data` [all, p] less the image
-        as one more column, over the noise: its entries are the data's parts along the others."""
-        mean, slopes, deviation = self.derivatives(rows, values)
-        columns = torch.cat([slopes, (data[rows] - mean)[:, None]], 1) / deviation[:, None]
-        return torch.linalg.qr(columns.mT, mode="r").R
 
     def derivatives(self, rows: slice, values: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Images [n, p], their derivatives [n, k, p] and deviations [n, p] of some scenes."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lenslib.ceiling import paired_auc
+from lenslib.ceiling import beside, paired_auc
 from lenslib.errors import InputError
 from lenslib.information import parameters
 from lenslib.recipe import Recipe
@@ -77,15 +77,10 @@ def tell(recipe: Recipe, values: dict[str, float], picture: Picture) -> Told:
     return Told(
         dict(zip(named, bounds.tolist(), strict=True)),
         dict(zip([named[k] for k in turnable], steps.tolist(), strict=True)),
-        float(np.linalg.norm(_beside(slopes, change))) if picture.substructure else 0.0,
+        float(np.linalg.norm(beside(slopes, change))) if picture.substructure else 0.0,
         float(np.linalg.norm(change)) if picture.substructure else 0.0,
         deviation,
     )
-
-
-def _beside(slopes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """What is left of an image [pixels] when the best sum of `slopes` [k, pixels] is taken away."""
-    return image - slopes.T @ np.linalg.lstsq(slopes.T, image, rcond=_ROUNDING)[0]
 
 
 def _weakest(slopes: np.ndarray, turnable: list[int], follows: int | None, peak: int) -> np.ndarray:
