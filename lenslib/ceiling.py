@@ -248,14 +248,16 @@ def ceiling_of(records: Records, recipe: str, metric: str = "macro_auc") -> dict
     return run.metrics.get(metric)
 
 
-def share_of_ceiling(auc: Mapping[str, float], ceiling: Mapping[str, float] | None):
-    """(AUC - 0.5) / (ceiling - 0.5) as {"value", "low", "high"}; None without a ceiling.
+def share_of_ceiling(
+    auc: Mapping[str, float] | str, ceiling: Mapping[str, float] | None
+) -> dict[str, float] | str | None:
+    """(AUC - 0.5) / (ceiling - 0.5) as {"value", "low", "high"}; None without a ceiling or an AUC.
 
     The interval follows from both, as they come from different lenses, by MOVER-R (Donner & Zou 2012, Stat. Methods
     Med. Res. 21, 347; Newcombe 2016, ibid. 25, 1774): the limits of a ratio from the distances of the limits of its two
     parts. "undefined" where the ceiling's interval reaches 0.5, or is so wide that the ratio has no upper limit.
     """
-    if ceiling is None:
+    if ceiling is None or auc == UNDEFINED:
         return None
     top, low, high = (auc[part] - 0.5 for part in ("value", "low", "high"))
     base, least, most = (ceiling[part] - 0.5 for part in ("value", "low", "high"))
