@@ -43,6 +43,8 @@ RESIDUAL = "_residual"  # ends the name of a set of what fits leave of another
 _DRAWS = 16
 # of its mean: a parameter that varies by less is a constant, rounded
 _CONSTANT = 1e-5
+# of the finite differences of what a fit moves, as in `refine`
+_STEP = 2e-3
 # of the largest singular value
 _ROUNDING = 1e-9
 
@@ -77,11 +79,14 @@ class _Known(SmoothModel):
 
     def __init__(self, recipe: Recipe, varied: set[str]):
         super().__init__(recipe)
-        self.moved = torch.tensor([name in varied for name in self.names])
+        self.moved = [k for k, name in enumerate(self.names) if name in varied]
 
     def images_and_slopes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        images, slopes = super().images_and_slopes(numbers)
-        return images, slopes * self.moved[:, None]
+        steps = _STEP * torch.eye(len(self.names))[self.moved, None]
+        images = self.images(torch.cat([numbers[None], numbers + steps]).flatten(0, 1)).unflatten(0, (-1, len(numbers)))
+        slopes = images.new_zeros(*numbers.shape, images.shape[-1])
+        slopes[:, self.moved] = ((images[1:] - images[0]) / _STEP).transpose(0, 1)
+        return images[0], slopes
 
 
 def varied_names(recipe: Recipe, params: Mapping[str, Tensor]) -> set[str]:
@@ -117,7 +122,9 @@ def leftovers(
     if recipe.instrument.noise.kind == "none":
         return Leftovers(recipe.classes, substructured, None, converged)
     params = smooth(recipe).sample(count, seed, noise=False).params
-    model = SmoothModel(recipe) if all_unknown else _Known(recipe, varied_names(recipe, params))
+    model, varied = SmoothModel(recipe), varied_names(recipe, params)
+    if len(varied) < len(model.names) and not all_unknown:
+        model = _Known(recipe, varied)
     numbers, parts = model.pack(params), {}
     for k in np.flatnonzero(substructured):
         drawn = only(recipe, recipe.classes[k]).sample(count, seed, noise=False)
@@ -233,7 +240,8 @@ def over_pairs(chi_square: np.ndarray) -> Statistic:
     def statistic(counts: np.ndarray) -> np.ndarray:
         squares = counts**2
         total = ((counts @ pairs) * counts).sum(1) - squares @ same
-        return (total / (counts.sum(1) ** 2 - squares.sum(1)))[:, None]
+        with np.errstate(invalid="ignore"):  # one lens, drawn every time, makes no pair
+            return (total / (counts.sum(1) ** 2 - squares.sum(1)))[:, None]
 
     return statistic
 
