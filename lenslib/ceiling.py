@@ -18,13 +18,14 @@ substructure has, in two lenses i and j, the AUC Phi(sqrt(chi_i^2 + chi_j^2) / 2
 
 It is an upper limit, because a classifier has to search for what the oracle is told, but for two things: one who knows
 how the recipe draws lenses can pass it where an image hardly shows a parameter (`leftovers(by="priors_known")` says by
-how much), and of photon noise it leaves out what the variance itself tells. Templates are those at the
-minimum of chi-square that is reached from the true lens. A fit that has not converged leaves too much, so that the
-ceiling comes out too high and stays a limit; such fits are counted.
+how much), and of photon noise it leaves out what the variance itself tells. Templates are those at the minimum of
+chi-square that is reached from the true lens. A fit that has not converged leaves too much, so that the ceiling comes
+out too high and stays a limit; such fits are counted.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -131,13 +132,13 @@ def leftovers(
         deviation = recipe.instrument.noise.deviation(drawn.images, drawn.params)
         if by == "refit":
             fit = fit_all(model, drawn.images, deviation, numbers, steps, progress=False)
-            parts[k], converged[:, k] = fit.residual.flatten(1).double().numpy(), fit.converged
+            parts[k], converged[:, k] = fit.residual.flatten(1).numpy(), fit.converged
         else:
             parts[k] = _to_first_order(model, drawn.images, deviation, numbers, by == "priors_known")
-    templates = np.zeros((count, len(recipe.classes), max((part.shape[1] for part in parts.values()), default=1)))
-    for k, part in parts.items():
-        templates[:, k] = part
-    return Leftovers(recipe.classes, substructured, templates @ templates.swapaxes(1, 2), converged)
+    gram = np.zeros((count, len(recipe.classes), len(recipe.classes)))
+    for k, other in product(parts, parts):
+        gram[:, k, other] = np.einsum("np,np->n", parts[k], parts[other], dtype=np.float64)
+    return Leftovers(recipe.classes, substructured, gram, converged)
 
 
 def _check(recipe: Recipe, count: int, by: str) -> None:
@@ -153,7 +154,7 @@ def _check(recipe: Recipe, count: int, by: str) -> None:
 
 def _to_first_order(model: SmoothModel, images: Tensor, deviation: Tensor, numbers: Tensor, priors: bool) -> np.ndarray:
     """Templates [n, pixels], or [n, pixels + k] with `priors`: what a change costs stands behind what it leaves."""
-    widths, found = numbers.std(0).clamp(min=1e-12).double().numpy(), []
+    widths, found = numbers.std(0).double().numpy(), []
     changes, noises = images.flatten(1), deviation.flatten(1)
     for part in padded(numbers):
         for smooth_image, slopes in zip(*model.images_and_slopes(part), strict=True):
@@ -162,7 +163,9 @@ def _to_first_order(model: SmoothModel, images: Tensor, deviation: Tensor, numbe
             image, noise = changes[len(found)], noises[len(found)]
             slopes, change = ((of / noise).double().numpy() for of in (slopes, image - smooth_image))
             if priors:
-                slopes, change = np.hstack([slopes, np.diag(1 / widths)]), np.append(change, np.zeros(len(widths)))
+                moved = slopes.any(1) & (widths > _CONSTANT)
+                slopes = np.hstack([slopes[moved], np.diag(1 / widths[moved])])
+                change = np.append(change, np.zeros(moved.sum()))
             found.append(beside(slopes, change))
     return np.stack(found)
 

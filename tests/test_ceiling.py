@@ -143,6 +143,14 @@ def test_what_a_recipe_never_varies_is_known():
     assert "lens_theta_E" in varied_names(recipe(), smooth(recipe()).sample(8, noise=False).params)
 
 
+def test_priors_of_what_never_varies_are_no_trouble():
+    published = load_recipe("deeplense_1", {"instrument.pixels": 40, "instrument.pixel_scale": 0.1})
+    plain, informed = (leftovers(published, 4, by=way) for way in ("first_order", "priors_known"))
+    assert (informed.chi_square("cdm") >= plain.chi_square("cdm") * (1 - 1e-6)).all()
+    # two numbers that vary over widths that the image shows far better
+    np.testing.assert_allclose(informed.gram, plain.gram, rtol=0.02, atol=0.1)
+
+
 @pytest.fixture(scope="module")
 def faint():
     """Little substructure: lenses, their fits, and the recipe."""
