@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import norm
 
+from lenslib.ceiling import beside, paired_auc
 from lenslib.errors import InputError
 from lenslib.information import parameters
 from lenslib.recipe import Recipe
@@ -44,9 +44,9 @@ class Told:
     @property
     def ceiling(self) -> float:
         """The AUC of one who knows what substructure there would be, and where, but of lens and source nothing
-        beforehand: Phi(signal / sqrt(2)), as in signal-detection theory (Green & Swets 1966). No blind search reaches
-        it, but one who knows how the recipe draws lenses can pass it."""
-        return float(norm.cdf(self.signal / np.sqrt(2)))
+        beforehand: `lenslib.ceiling` for this one lens. No blind search reaches it, but one who knows how the recipe
+        draws lenses can pass it."""
+        return float(paired_auc(self.signal**2, self.signal**2))
 
     def change(self, image: np.ndarray, other: np.ndarray) -> float:
         """How many deviations two noise-free images [h, w] are apart in all."""
@@ -77,15 +77,10 @@ def tell(recipe: Recipe, values: dict[str, float], picture: Picture) -> Told:
     return Told(
         dict(zip(named, bounds.tolist(), strict=True)),
         dict(zip([named[k] for k in turnable], steps.tolist(), strict=True)),
-        float(np.linalg.norm(_beside(slopes, change))) if picture.substructure else 0.0,
+        float(np.linalg.norm(beside(slopes, change))) if picture.substructure else 0.0,
         float(np.linalg.norm(change)) if picture.substructure else 0.0,
         deviation,
     )
-
-
-def _beside(slopes: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """What is left of an image [pixels] when the best sum of `slopes` [k, pixels] is taken away."""
-    return image - slopes.T @ np.linalg.lstsq(slopes.T, image, rcond=_ROUNDING)[0]
 
 
 def _weakest(slopes: np.ndarray, turnable: list[int], follows: int | None, peak: int) -> np.ndarray:

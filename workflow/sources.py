@@ -11,7 +11,7 @@ from pathlib import Path
 VIEWS = ["__init__.py", "allocation.py", "cli.py", "notebooks.py", "plotting.py", "explorer*.py", "scene*.py"]
 VIEWS += ["leaks.py", "lens_maps.py", "interactive.py", "interop.py", "frames.py", "lens_light.py", "ringfit.py"]
 VIEWS += ["information.py", "cosmosim.py"]
-VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
+VIEWS += ["bench*.py", "ceiling.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]
 VIEWS += ["weights.py", "validation.py", "export.py", "demo*.py", "commands_weights.py"]

@@ -157,13 +157,25 @@ def test_the_book_refuses_a_chapter_that_did_not_run_to_its_end(workflow, result
     assert CHAPTERS[0] in done.stderr
 
 
+def planned(tmp_path, profile, *targets):
+    """What Snakemake would do in an empty folder."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--nolock"]
+    command += [*targets, "--configfile", f"workflow/{profile}.yaml", "--cores", "2"]
+    command += ["--config", *(f"{name}={tmp_path / name}" for name in ("results", "data", "build", "logs"))]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("profile", ["laptop", "desk", "full"])
 def test_the_other_profiles_plan_without_an_error(tmp_path, profile):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run", "--nolock"]
-    command += ["--configfile", f"workflow/{profile}.yaml", "--cores", "2"]
-    command += ["--config", *(f"{name}={tmp_path / name}" for name in ("results", "data", "build", "logs"))]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = planned(tmp_path, profile)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_chapter_comes_after_those_whose_records_it_reads(tmp_path):
+    done = planned(tmp_path, "laptop", str(tmp_path / "results/laptop/chapters/14_benchmark.ipynb"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "chapter_03_degeneracy" in done.stdout
+    assert "chapter_02_roulettes" not in done.stdout
 
 
 @pytest.mark.parametrize("profile", ["laptop", "desk", "full"])
