@@ -153,11 +153,8 @@ class Exported:
         return np.stack([named[name] for name in self.names], 1)
 
 
-def load_exported(path: str | Path, threads: int = 0) -> Exported:
-    """The network in an ONNX file that `lenslib export` wrote, on so many threads (0: all).
-
-    InputError when it is none. A file that keeps its weights in another one is refused, since that could be any file.
-    """
+def open_session(path: str | Path, threads: int = 0) -> tuple[Any, Any]:
+    """Any ONNX file as a session of onnxruntime on the processor, and its program; see `load_exported` for errors."""
     try:
         import onnx
         import onnxruntime
@@ -174,6 +171,21 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
         raise InputError(f"'{path}' is not a whole ONNX file: export the network again") from None
     if any(map(uses_external_data, _get_all_tensors(program))):
         raise InputError(f"'{path}' keeps its weights in another file: export the network again")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception:
+        raise InputError(f"'{path}' cannot be run by onnxruntime {onnxruntime.__version__}: export it again") from None
+    return session, program
+
+
+def load_exported(path: str | Path, threads: int = 0) -> Exported:
+    """The network in an ONNX file that `lenslib export` wrote, on so many threads (0: all).
+
+    InputError when it is none. A file that keeps its weights in another one is refused, since that could be any file.
+    """
+    session, program = open_session(path, threads)
     metadata = {entry.key: entry.value for entry in program.metadata_props}
     targets = None
     if "targets" in metadata:
@@ -181,12 +193,6 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
         names = targets.names
     else:
         names, (_, native_size, _, in_chans) = classifier_facts(path, metadata)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception:
-        raise InputError(f"'{path}' cannot be run by onnxruntime {onnxruntime.__version__}: export it again") from None
     exported = Exported(session, metadata["model"], metadata["recipe"], names, native_size, in_chans, targets)
     blank = np.zeros((1, in_chans, native_size, native_size), np.float32)
     try:  # what others wrote may take and give anything
