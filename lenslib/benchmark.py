@@ -3,9 +3,9 @@
 judged = benchmark("mine.py", "results", recipes=["matched_hst"])      # as `lenslib benchmark mine.py` does
 
 `mine.py` defines `model(recipe)`, which returns either a torch network or a function from images, float32 [n, c, h, w]
-in the recipe's units, to probabilities [n, classes]. `recipe` is a `lenslib.recipe.Recipe`: its `classes`, its
-`instrument`. An ONNX file needs one input of such images and one output of such probabilities. The file is run in a
-process of its own, which is shown images in an order that tells nothing, and no labels.
+in the recipe's units, to probabilities [n, classes]; `recipe` is a `lenslib.benchmark_worker.Task`. An ONNX file needs
+one input of such images and one output of such probabilities. Either is run in a process of its own, which is shown the
+images in an order that tells nothing, and no labels.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ YOURS = "yours: "
 
 @dataclass
 class Judged:
-    """What became of a model on one recipe. `failed`: why there is nothing, "" where there is. `rows`: it and the
-    networks on record, the best first, each with `model`, macro AUC as `value`, `low` and `high`, `weights` and
-    `images_per_second` (None where unknown). `pairs`: it against each of them, as `compare_scores` gives. `exact`:
-    whether the test images have the digest of the record."""
+    """What became of a model on one recipe. `failed`: why it has no scores, "" where it has. `rows`: it, unless it
+    failed, and the networks on record, the best first, each with `model`, macro AUC as `value`, `low` and `high`,
+    `weights` and `images_per_second` (None where unknown). `pairs`: it against each of them, as `compare_scores` gives,
+    or None. `exact`: whether the test images have the digest of the record."""
 
     recipe: str
     profile: str
@@ -84,19 +84,19 @@ def benchmark(
 
 def _on(recipe: str, model, name: str, records: Records, data: Path, shown, first, progress) -> Judged:
     runs = same_test_set(records, recipe)
-    judged = Judged(recipe, runs[0].profile)
+    judged, found = Judged(recipe, runs[0].profile), None
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         try:
             folder = data / runs[0].profile / recipe / "test"
             test = redraw(runs, Path(scratch), folder, first, progress)
-            answers = ask(model, test.data.recipe, len(test.labels), _batches(test, *shown), progress)
+            found = test, ask(model, test.data.recipe, len(test.labels), _batches(test, *shown), progress)
         except (Failed, InputError) as error:
             judged.failed = str(error)
-        else:
+        _compare(judged, name, found and found[1], runs, first)
+        if found is not None:
             judged.exact = test.exact
-            _compare(judged, name, test, answers, runs)
-    if first is None:
-        _record(records.results, judged, name, model, shown, runs[0], None if judged.failed else (test, answers))
+        if first is None:
+            _record(records.results, judged, name, model, shown, runs[0], found)
     return judged
 
 
@@ -125,22 +125,21 @@ def _batches(test: TestSet, image_size: int | None, crop: int | None):
     return batch
 
 
-def _compare(judged: Judged, name: str, test: TestSet, answers: Answers, runs: list[Run]) -> None:
-    count, yours = len(test.labels), YOURS + name
-    scores = {yours: answers.scores} | {
-        run.model: run.predictions()["scores"][:count].astype(np.float64) for run in runs
-    }
+def _compare(judged: Judged, name: str, answers: Answers | None, runs: list[Run], first: int | None) -> None:
+    labels, yours = runs[0].predictions()["labels"][:first], YOURS + name
+    scores = {run.model: run.predictions()["scores"][:first].astype(np.float64) for run in runs}
     metrics = {run.model: run.metrics for run in runs}
-    metrics[yours] = {"weight_count": answers.weights, "test_images_per_second": answers.images_per_second}
-    draws = Resampled(count, 0, RESAMPLES)
+    if answers is not None:
+        scores[yours] = answers.scores
+        metrics[yours] = {"weight_count": answers.weights, "test_images_per_second": answers.images_per_second}
+        judged.pairs = compare_scores(labels, scores, against=yours)
     for model, own in scores.items():
-        statistic = macro(test.labels, own)
-        bounds = interval(once(count, statistic)[0], draws.over(statistic)[0][:, 0])
+        statistic = macro(labels, own)
+        draws = Resampled(len(labels), 0, RESAMPLES).over(statistic)[0][:, 0]
         said = {"weights": metrics[model].get("weight_count")}
         said["images_per_second"] = metrics[model].get("test_images_per_second")
-        judged.rows.append({"model": model} | bounds | said)
+        judged.rows.append({"model": model} | interval(once(len(labels), statistic)[0], draws) | said)
     judged.rows.sort(key=lambda row: -row["value"])
-    judged.pairs = compare_scores(test.labels, scores, against=yours)
 
 
 def _record(results: Path, judged: Judged, name: str, model: Submitted, shown, run: Run, found) -> None:
@@ -168,9 +167,10 @@ def figure(judged: Sequence[Judged], ceilings=None):
     """The macro AUC of every model by recipe, with the user's marked; see `lenslib.plotting.forest`."""
     from lenslib import plotting
 
-    panels = {
-        f"{one.recipe} ({one.profile})": [(row["model"], row, row["model"].startswith(YOURS)) for row in one.rows]
-        for one in judged
-        if not one.failed
-    }
-    return plotting.forest(panels, "macro AUC, 95 % interval", ceilings or {}) if panels else None
+    panels = {title(one): [(row["model"], row, row["model"].startswith(YOURS)) for row in one.rows] for one in judged}
+    return plotting.forest(panels, "macro AUC, 95 % interval", ceilings)
+
+
+def title(one: Judged) -> str:
+    """Of the panel of a recipe."""
+    return f"{one.recipe} ({one.profile})" + (": yours has no scores" if one.failed else "")

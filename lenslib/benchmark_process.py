@@ -57,8 +57,9 @@ def ask(model: Submitted, recipe, count: int, batch: Callable[[np.ndarray], np.n
     order = np.random.default_rng(count).permutation(count)
     parts = np.split(order, range(model.batch_size, count, model.batch_size))
     shape = list(batch(order[:1]).shape[1:])
-    job = {"file": str(model.file.resolve()), "recipe": recipe.to_yaml(), "classes": list(recipe.classes)}
-    job |= {"shape": shape, "memory": model.memory}
+    task = {"name": recipe.name, "classes": list(recipe.classes), "shape": shape, "text": recipe.to_yaml()}
+    task["pixel_scale"] = recipe.instrument.pixel_scale
+    job = {"file": str(model.file.resolve()), "memory": model.memory, "task": task}
     scores, seconds = np.empty((count, len(recipe.classes))), 0.0
     with _process(model, count) as (tell, hear, done):
         tell(json.dumps(job).encode())

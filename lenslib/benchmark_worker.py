@@ -10,14 +10,25 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
-from lenslib.memory import out_of_memory
-
 Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is told: the recipe's name and its `classes`, in the order of scores; the `shape` (c, h, w) of every
+    image that it will be shown; arcsec a pixel, as drawn; and the recipe's own text, in YAML."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    pixel_scale: float
+    text: str
 
 
 class Refused(Exception):
@@ -34,12 +45,12 @@ def _work(connection: Connection) -> None:
         return
     connection.send_bytes(json.dumps({"weights": weights}).encode())
     while content := connection.recv_bytes():
-        images = np.frombuffer(content, np.float32).reshape(-1, *job["shape"]).copy()
+        images = np.frombuffer(content, np.float32).reshape(-1, *job["task"]["shape"]).copy()
         try:
             start = time.perf_counter()
             found = predict(images)
             seconds = time.perf_counter() - start
-            scores = _checked(found, len(images), len(job["classes"]))
+            scores = _checked(found, len(images), len(job["task"]["classes"]))
         except BaseException as error:
             connection.send_bytes(json.dumps({"failed": _said(error, job["file"])}).encode())
             return
@@ -61,7 +72,7 @@ def _limit(memory: int) -> None:
 def _said(error: BaseException, file: str) -> str:
     if isinstance(error, Refused):
         return str(error)
-    if out_of_memory(error):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in ("allocate memory", "out of memory")):
         return "it ran out of memory"
     place, trace = "", error.__traceback__
     while trace is not None:
@@ -88,8 +99,6 @@ def _checked(found, count: int, classes: int) -> np.ndarray:
 
 def _python(job: dict) -> tuple[Predict, int | None]:
     """What `model(recipe)` of a Python file returns, and the weights of a torch network."""
-    from lenslib.recipe import parse_recipe
-
     path = Path(job["file"])
     sys.path.insert(0, str(path.parent))  # what lies beside it can be imported
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -98,7 +107,7 @@ def _python(job: dict) -> tuple[Predict, int | None]:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "model", None)):
         raise Refused("the file defines no function model(recipe)")
-    found = module.model(parse_recipe(job["recipe"]))
+    found = module.model(Task(**{key: tuple(v) if isinstance(v, list) else v for key, v in job["task"].items()}))
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(found, torch.nn.Module):
         return _torch(torch, found.eval()), sum(weight.numel() for weight in found.parameters())
@@ -120,7 +129,7 @@ def _torch(torch, network) -> Predict:
 def _onnx(job: dict) -> tuple[Predict, int]:
     """The first output of an ONNX file, and how many numbers it holds."""
     from lenslib.errors import InputError
-    from lenslib.export import open_session
+    from lenslib.onnx_files import open_session
 
     try:
         session, program = open_session(job["file"])
@@ -134,7 +143,7 @@ def _onnx(job: dict) -> tuple[Predict, int]:
         raise Refused(f"it takes {given.type}, not images of floating-point numbers")
     sizes = given.shape
     fits = len(sizes) == 4 and all(
-        not isinstance(own, int) or own == size for own, size in zip(sizes[1:], job["shape"], strict=True)
+        not isinstance(own, int) or own == size for own, size in zip(sizes[1:], job["task"]["shape"], strict=True)
     )
     if not fits:
         raise Refused(

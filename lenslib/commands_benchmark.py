@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options) -> int:
     """0, 1 where some recipes have no scores, 2 where none has."""
-    from lenslib.benchmark import benchmark, figure
+    from lenslib.benchmark import benchmark, figure, title
     from lenslib.benchmark_process import Submitted
     from lenslib.ceiling import ceiling_of
     from lenslib.records import Records
@@ -55,15 +55,13 @@ def run(options) -> int:
     )  # fmt: skip
     records = Records(options.results)
     ceilings = {one.recipe: ceiling_of(records, one.recipe) for one in judged}
-    drawn = figure(judged, {f"{one.recipe} ({one.profile})": ceilings[one.recipe] for one in judged})
-    place = None
-    if drawn is not None:
-        place = options.out / f"{options.name or options.file.stem}.png"
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(place, dpi=150)
-        except OSError as error:
-            raise InputError(f"cannot write '{place}': {error.strerror}") from None
+    drawn = figure(judged, {title(one): ceilings[one.recipe] for one in judged})
+    place = options.out / f"{options.name or options.file.stem}.png"
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(place, dpi=150)
+    except OSError as error:
+        raise InputError(f"cannot write '{place}': {error.strerror}") from None
     _print(judged, ceilings, place, options)
     failed = sum(bool(one.failed) for one in judged)
     return 0 if not failed else 1 if failed < len(judged) else 2
@@ -72,7 +70,7 @@ def run(options) -> int:
 def _print(judged, ceilings, place, options) -> None:
     if options.json:
         plain = [asdict(one) | {"pairs": [] if one.pairs is None else one.pairs.to_dict("records")} for one in judged]
-        print(json.dumps({"figure": str(place) if place else None, "recipes": plain}, indent=1, default=float))
+        print(json.dumps({"figure": str(place), "recipes": plain}, indent=1, default=float))
         return
     from lenslib.ceiling import share_text
 
@@ -98,11 +96,10 @@ def _print(judged, ceilings, place, options) -> None:
     print()
     for one in judged:
         if one.failed:
-            print(f"{one.recipe}: no scores: {one.failed}")
+            print(f"{one.recipe}: yours has no scores: {one.failed}")
         elif not one.exact:
             print(f"{one.recipe}: the test images were drawn again, with pixels that may differ by rounding")
-    if place:
-        print(f"{place}: the figure" + ("" if options.first else f"; records under {options.results}"))
+    print(f"{place}: the figure" + ("" if options.first else f"; records under {options.results}"))
 
 
 def _known(value, form: str) -> str:

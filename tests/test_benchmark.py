@@ -23,7 +23,7 @@ BLIND = "import numpy as np\ndef model(recipe):\n    return lambda images: np.fu
 CENTRE = """
 import numpy as np
 def model(recipe):
-    assert recipe.classes == ("no_sub", "cdm", "vortex") and recipe.instrument.pixels == 32
+    assert recipe.classes == ("no_sub", "cdm", "vortex") and recipe.shape == (1, 32, 32)
     def predict(images):
         x = images.mean((1, 2, 3)) / images.max((1, 2, 3))
         scores = np.exp(np.stack([0 * x, x, -x], 1))
@@ -139,7 +139,7 @@ BAD = {
 def test_a_bad_model_has_a_row_that_says_so(trained, judge, bad):
     content, said = BAD[bad]
     one = judge(content, memory=4)
-    assert one.rows == []
+    assert ([row["model"] for row in one.rows], one.pairs) == (["small_cnn"], None)
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(one.failed)
     record = load_run(run_folder(trained[0], "test", "benchmark", "deeplense_1", "mine", 0))
@@ -176,7 +176,7 @@ def test_nothing_that_is_shown_tells_a_label(judge, tmp_path):
 import numpy as np, sys, os
 def model(recipe):
     def predict(images):
-        np.savez({str(seen)!r}, images=images, told=str(sys.argv) + recipe.to_yaml() + str(os.listdir("/proc/self/fd")))
+        np.savez({str(seen)!r}, images=images, told=str(sys.argv) + recipe.text + str(os.listdir("/proc/self/fd")))
         return np.full((len(images), 3), 1 / 3)
     return predict
 """
@@ -239,7 +239,7 @@ def test_the_command(trained, tmp_path, run):
     (tmp_path / "my model.py").write_text("1 / 0")
     code, said, _ = run(*given)
     assert code == 2
-    assert "deeplense_1: no scores: it raised ZeroDivisionError" in said
+    assert "deeplense_1: yours has no scores: it raised ZeroDivisionError" in said
     for more, words in (
         (("--recipe", "matched"), "unknown recipe among the records"),
         (("--timeout", "0"), "--timeout must be above 0"),
@@ -267,5 +267,6 @@ def test_one_recipe_that_fails_leaves_the_others(trained, judge, tmp_path):
     judged = benchmark(tmp_path / "mine.py", both, data=data, progress=False)
     assert [bool(one.failed) for one in judged] == [False, True]
     assert "does not say how" in judged[1].failed
-    assert len(figure(judged).axes) == 1
+    assert [len(one.rows) for one in judged] == [2, 1]
+    assert "yours has no scores" in figure(judged).axes[1].get_title(loc="left")
     assert {run.recipe for run in Records(both).runs if run.task == "benchmark"} == {"deeplense_1", "elsewhere"}
