@@ -141,15 +141,9 @@ def _onnx(job: dict) -> tuple[Predict, int]:
     kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
     if given.type not in kinds:
         raise Refused(f"it takes {given.type}, not images of floating-point numbers")
-    sizes = given.shape
-    fits = len(sizes) == 4 and all(
-        not isinstance(own, int) or own == size for own, size in zip(sizes[1:], job["task"]["shape"], strict=True)
-    )
-    if not fits:
-        raise Refused(
-            f"it takes images {sizes[1:]}, and they are {job['shape']}: see --image-size for another size than the "
-            "recipe's"
-        )
+    sizes, shape = given.shape, job["task"]["shape"]
+    if len(sizes) != 4 or any(isinstance(own, int) and own != size for own, size in zip(sizes[1:], shape, strict=True)):
+        raise Refused(f"it takes images {sizes[1:]}, and they are {shape}: see --image-size for another size")
     # a file that was exported for one size of batch is shown batches of that size, the last one filled up
     batch = sizes[0] if isinstance(sizes[0], int) else None
 

@@ -15,6 +15,7 @@ from lenslib.classification import classify, record_run, train_classifier
 from lenslib.comparison import compare
 from lenslib.dataset import write_dataset
 from lenslib.errors import InputError
+from lenslib.recipe import changed
 from lenslib.records import Records, load_run, run_folder, write_run
 from lenslib.redraw import drawing, redraw
 from lenslib.settings import Settings
@@ -117,6 +118,44 @@ def model(recipe):
     assert "say --logits" in judge(text).failed
 
 
+def _onnx_file(path, size, batch):
+    """A file of someone else: the mean of an image of one size decides, in batches of one size."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra `demo`")
+    from onnx import TensorProto, helper, numpy_helper
+
+    layers = [("GlobalAveragePool", ["seen"], ["mean"]), ("Flatten", ["mean"], ["flat"])]
+    layers += [("MatMul", ["flat", "slopes"], ["raw"]), ("Softmax", ["raw"], ["answer"])]
+    graph = helper.make_graph(
+        [helper.make_node(*layer) for layer in layers],
+        "other",
+        [helper.make_tensor_value_info("seen", TensorProto.FLOAT, [batch, 1, size, size])],
+        [helper.make_tensor_value_info("answer", TensorProto.FLOAT, [batch, 3])],
+        [numpy_helper.from_array(np.array([[0, 1e-3, -1e-3]], np.float32), "slopes")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_an_onnx_file_for_batches_of_one_size(trained, judge, tmp_path):
+    results, data, run = trained
+    one = judge(_onnx_file(tmp_path / "other.onnx", 32, 4), batch_size=50)
+    assert one.failed == ""
+    row = next(row for row in one.rows if row["model"] == "yours: other")
+    assert row["weights"] == 3
+    means = np.load(data / "test/deeplense_1/test/images.npy").mean((1, 2, 3))
+    expected = np.exp(1e-3 * means[:, None] * [0, 1, -1])
+    expected /= expected.sum(1, keepdims=True)
+    found = load_run(run_folder(results, "test", "benchmark", "deeplense_1", "other", 0)).predictions()["scores"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_images_of_another_size_than_the_recipes(judge, tmp_path):
+    path = _onnx_file(tmp_path / "small.onnx", 16, "n")
+    assert "see --image-size" in judge(path).failed
+    assert judge(path, image_size=16).failed == ""
+    assert "crop must be" in judge(path, image_size=16, crop=15).failed
+
+
 BAD = {
     "raises": ("def model(recipe):\n    return lambda images: images.nothing", "AttributeError.*line 2"),
     "raises at once": ("1 / 0", "ZeroDivisionError.*line 1"),
@@ -199,7 +238,7 @@ def test_without_the_data_the_test_set_is_drawn_again(trained, judge, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_set_that_is_another_is_refused(trained, tmp_path, monkeypatch):
+def test_a_set_that_is_another_is_refused(trained, tmp_path):
     results, _, run = trained
     recipe, seed, start = drawing(run)
     assert (seed, start) == (7, 0)
@@ -209,8 +248,7 @@ def test_a_set_that_is_another_is_refused(trained, tmp_path, monkeypatch):
 
     with pytest.raises(InputError, match="other labels"):
         redraw([altered(test_seed=8)], tmp_path / "a", first=50, progress=False)
-    noisier = recipe.to_yaml().replace("background_rms: 0.01", "background_rms: 0.03")
-    assert noisier != recipe.to_yaml()
+    noisier = changed(recipe, {"instrument.noise.background_rms": 0.03}).to_yaml()
     with pytest.raises(InputError, match="drawn again, is another"):
         redraw([altered(test_recipe=noisier)], tmp_path / "b", first=50, progress=False)
     silent = {key: value for key, value in run.parameters.items() if not key.startswith("test_")}
@@ -222,7 +260,7 @@ def test_a_record_of_an_earlier_version_is_completed_by_its_profile():
     run = load_run("results/desk/classification/matched_hst_one_percent/small_cnn/seed0")
     recipe, seed, start = drawing(run)
     assert (recipe.name, seed, start) == ("matched_hst_one_percent", 2, 0)
-    assert recipe.substructure.mass_fraction == 0.01
+    assert recipe.substructure.mass_fraction.value == 0.01
 
 
 def test_the_command(trained, tmp_path, run):
