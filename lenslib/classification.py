@@ -175,6 +175,7 @@ def record_run(
             "test_count": len(test),
             "classes": list(test.classes),
         }
+        | _drawn(test)
         | streamed,
         metrics=metrics,
         datasets={"train": training.digest, "test": test.digest},
@@ -185,3 +186,11 @@ def record_run(
         )
         | (fit_metadata(training) if training.units == "deviations" else {}),
     )
+
+
+def _drawn(test: DataSet) -> dict[str, int | str]:
+    """What it takes to draw a test set again (see `lenslib.redraw`); nothing for files of others."""
+    if not isinstance(test.recipe, Recipe):
+        return {}
+    start = int(test.params["index"].iloc[0])
+    return {"test_seed": test.seed, "test_start": start, "test_recipe": test.recipe.to_yaml()}

@@ -4,7 +4,7 @@ Two intervals that overlap do not show that two networks are alike: both saw the
 difference varies less than either. Each test here looks at the difference itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -107,10 +107,27 @@ def compare(runs: Sequence[Run | str | Path], seed: int = 0, resamples: int | No
     InputError if the runs were not judged on the same images (digest in the record, labels, classes), or one is given
     twice. Scatter over random starts is no part of this: it compares these networks, not their recipes of training.
     """
-    labels, scores = _same_test_set([run if isinstance(run, Run) else load_run(_folder(run)) for run in runs])
+    runs = [run if isinstance(run, Run) else load_run(_folder(run)) for run in runs]
+    return compare_scores(*_same_test_set(runs), seed, resamples)
+
+
+def compare_scores(
+    labels: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    seed: int = 0,
+    resamples: int | None = None,
+    against: str | None = None,
+) -> pd.DataFrame:
+    """As `compare`, of scores [n, classes] by name for the same n labels; each pair once, or only those of one name,
+    `against`, which is then the first of each. InputError for what are no probabilities."""
+    for own in scores.values():
+        check_scores(labels, own)
     statistics = {name: macro(labels, own) for name, own in scores.items()}
     value = {name: float(once(len(labels), statistic)[0]) for name, statistic in statistics.items()}
-    pairs = list(combinations(sorted(scores, key=value.get, reverse=True), 2))
+    best_first = sorted(scores, key=value.get, reverse=True)
+    pairs = list(combinations(best_first, 2))
+    if against is not None:
+        pairs = [(against, name) for name in best_first if name != against]
     # Holm multiplies the least p that B resamples can show, 2 / (B + 1), by the number of pairs: here 0.01 at most
     resamples = resamples or max(RESAMPLES, 200 * len(pairs))
     draws = dict(zip(scores, Resampled(len(labels), seed, resamples).over(*statistics.values()), strict=True))
@@ -129,6 +146,11 @@ def compare(runs: Sequence[Run | str | Path], seed: int = 0, resamples: int | No
     for name in [name for name in table if name.startswith("p_")]:
         table.insert(table.columns.get_loc(name) + 1, f"{name}_holm", holm(table[name]))
     return table
+
+
+def run_name(run: Run) -> str:
+    """What a table calls the model of a run: one that `lenslib benchmark` judged is the reader's own."""
+    return f"yours: {run.model}" if run.task == "benchmark" else run.model
 
 
 def _folder(path: str | Path) -> Path:
@@ -150,7 +172,7 @@ def _same_test_set(runs: Sequence[Run]) -> tuple[np.ndarray, dict[str, np.ndarra
         if labels is None:
             labels = arrays["labels"]
         _check_alike(runs[0], run, labels, arrays["labels"])
-        name = run.model if models.count(run.model) == 1 else f"{run.model} seed {run.seed}"
+        name = run_name(run) if models.count(run.model) == 1 else f"{run_name(run)} seed {run.seed}"
         if name in scores:
             raise InputError(f"{run.folder}: {name} is already among the runs; give each once")
         scores[name] = arrays["scores"].astype(np.float64)
@@ -159,9 +181,14 @@ def _same_test_set(runs: Sequence[Run]) -> tuple[np.ndarray, dict[str, np.ndarra
     return labels, scores
 
 
+def _judged_on(run: Run) -> str | None:
+    """The digest of a run's test set; of one that was drawn again, that of the set which it stands for."""
+    return run.datasets.get("stands_for", run.datasets.get("test"))
+
+
 def _check_alike(first: Run, run: Run, labels: np.ndarray, others: np.ndarray) -> None:
     for what, one, two in (
-        ("test set", first.datasets.get("test"), run.datasets.get("test")),
+        ("test set", _judged_on(first), _judged_on(run)),
         ("classes", first.parameters.get("classes"), run.parameters.get("classes")),
     ):
         if one is None or one != two:

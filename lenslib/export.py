@@ -27,11 +27,11 @@ from lenslib.inference import (
     load_estimator,
     metadata_of,
 )
+from lenslib.onnx_files import INSTALL, open_session
 from lenslib.records import write_whole
 from lenslib.targets import Targets
 
 _OPSET = 18
-_INSTALL = "install what it needs: pip install 'lenslib[demo]'"
 
 
 class _FromRaw(nn.Module):
@@ -120,7 +120,7 @@ def _traced(loaded: Classifier | Estimator, temperature: float):
             program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
             found = torch.onnx.export(program, dynamo=True, opset_version=_OPSET, verbose=False, **names)
     except ImportError:
-        raise InputError(f"networks cannot be exported here: {_INSTALL}") from None
+        raise InputError(f"networks cannot be exported here: {INSTALL}") from None
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{loaded.model} cannot be exported: {reason}") from None
@@ -156,24 +156,9 @@ class Exported:
 def load_exported(path: str | Path, threads: int = 0) -> Exported:
     """The network in an ONNX file that `lenslib export` wrote, on so many threads (0: all).
 
-    InputError when it is none. A file that keeps its weights in another one is refused, since that could be any file.
+    InputError when it is none (see `lenslib.onnx_files.open_session`).
     """
-    try:
-        import onnx
-        import onnxruntime
-        from onnx.external_data_helper import _get_all_tensors, uses_external_data
-    except ImportError:
-        raise InputError(f"'{path}' cannot be run here: {_INSTALL}") from None
-    if not Path(path).is_file():
-        raise InputError(f"no file '{path}'")
-    content = Path(path).read_bytes()
-    try:
-        program = onnx.load_model_from_string(content)
-        onnx.checker.check_model(program)
-    except Exception:  # protobuf's and the checker's own, of many kinds
-        raise InputError(f"'{path}' is not a whole ONNX file: export the network again") from None
-    if any(map(uses_external_data, _get_all_tensors(program))):
-        raise InputError(f"'{path}' keeps its weights in another file: export the network again")
+    session, program = open_session(path, threads)
     metadata = {entry.key: entry.value for entry in program.metadata_props}
     targets = None
     if "targets" in metadata:
@@ -181,12 +166,6 @@ def load_exported(path: str | Path, threads: int = 0) -> Exported:
         names = targets.names
     else:
         names, (_, native_size, _, in_chans) = classifier_facts(path, metadata)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception:
-        raise InputError(f"'{path}' cannot be run by onnxruntime {onnxruntime.__version__}: export it again") from None
     exported = Exported(session, metadata["model"], metadata["recipe"], names, native_size, in_chans, targets)
     blank = np.zeros((1, in_chans, native_size, native_size), np.float32)
     try:  # what others wrote may take and give anything

@@ -171,6 +171,47 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> Fi
     return figure
 
 
+def forest(
+    panels: Mapping[str, Sequence[tuple[str, Mapping[str, float], bool]]],
+    label: str,
+    ceilings: Mapping[str, Mapping[str, float] | None] | None = None,
+    others: Mapping[str, Sequence[float]] | None = None,
+) -> Figure:
+    """Values with their intervals, and both in numbers, one panel a title; rows: (name, {"value", "low", "high"},
+    whether to mark it). `ceilings`: by title, a band that no value should pass. `others`: by title, values without
+    intervals, in a row of their own."""
+    ceilings, others = ceilings or {}, others or {}
+    lengths = [len(rows) + (title in others) for title, rows in panels.items()]
+    figure, axes = plt.subplots(
+        len(panels),
+        figsize=(8, 0.7 + sum(0.55 + 0.27 * length for length in lengths)),
+        height_ratios=[length + 0.6 for length in lengths],
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, rows), length in zip(axes[:, 0], panels.items(), lengths, strict=True):
+        if (bounds := ceilings.get(title)) is not None:
+            axis.axvspan(bounds["low"], bounds["high"], color=COLOURS[2], alpha=0.25, lw=0)
+            axis.axvline(bounds["value"], color=COLOURS[2], lw=1)
+        for place, (_, metric, marked) in enumerate(rows):
+            errors = [[metric["value"] - metric["low"]], [metric["high"] - metric["value"]]]
+            style = {"fmt": "D" if marked else "o", "color": COLOURS[4 if marked else 0], "ms": 5 if marked else 4}
+            axis.errorbar(metric["value"], -place, xerr=errors, capsize=3, **style)
+            text = f"{metric['value']:.4f} [{metric['low']:.4f}, {metric['high']:.4f}]"
+            axis.annotate(text, (1.01, -place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+        if title in others:
+            axis.plot(others[title], [-len(rows)] * len(others[title]), "|", color="grey", ms=9)
+        names = [name for name, *_ in rows] + (["published"] if title in others else [])
+        axis.set_yticks([-place for place in range(length)], names, fontsize=8)
+        axis.set_ylim(0.6 - length, 0.6)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.axvline(0.5, color="grey", ls=":", lw=1)
+        axis.grid(axis="x", alpha=0.3)
+    axes[-1, 0].set_xlabel(label)
+    return figure
+
+
 def bin_count(count: int, most: int = 41) -> int:
     """Bins of a histogram of so many values, an odd number by Rice's rule, so that few values make no comb."""
     return min(most, 1 + 2 * round(count ** (1 / 3)))

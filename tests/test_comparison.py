@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 from sklearn.metrics import roc_auc_score
 
-from lenslib.comparison import bootstrap_p, compare, delong, delong_interval, delong_test, holm, mcnemar
+from lenslib.comparison import (
+    bootstrap_p,
+    compare,
+    compare_scores,
+    delong,
+    delong_interval,
+    delong_test,
+    holm,
+    mcnemar,
+)
 from lenslib.errors import InputError
 from lenslib.metrics import classification_metrics
 from lenslib.records import run_folder, write_run
@@ -221,6 +230,19 @@ def test_the_table_of_pairs(judged):
         np.testing.assert_array_equal(table[f"{test}_holm"], holm(table[test]))
     # a blind network is told from the others by every test
     assert (table.loc[1:, ["p_bootstrap_holm", "p_mcnemar_holm"]] < 0.01).all(axis=None)
+
+
+def test_one_against_the_rest_is_corrected_for_so_many_questions(judged):
+    labels, (good, middling, blind) = _simulated(1)
+    names = {"good": good, "middling": middling, "blind": blind}
+    every, own = (compare_scores(labels, names, resamples=600, against=one) for one in (None, "blind"))
+    assert list(zip(own["first"], own["second"], strict=True)) == [("blind", "good"), ("blind", "middling")]
+    # the same pairs the other way round, of two p-values and not of three
+    turned = every[every["second"] == "blind"].reset_index(drop=True)
+    np.testing.assert_allclose(own["difference"], -turned["difference"])
+    np.testing.assert_allclose(own[["low", "high"]], -turned[["high", "low"]])
+    assert own["only_first"].tolist() == turned["only_second"].tolist()
+    np.testing.assert_allclose(own["p_mcnemar_holm"], holm(turned["p_mcnemar"]))
 
 
 def test_the_paired_interval_is_narrower_than_that_of_strangers(judged):
