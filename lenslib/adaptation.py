@@ -59,6 +59,9 @@ def adda(network: nn.Module, source: tuple[Tensor, Tensor], target: Tensor, how:
     statistics of the target replace those of the source. The network given is left alone.
     """
     before, adapted = copy.deepcopy(network).eval().requires_grad_(False), copy.deepcopy(network).train()
+    for layer in adapted.modules():
+        if isinstance(layer, nn.Dropout):  # by what it leaves out the target would be told from the source
+            layer.eval()
     last = {id(weight) for head in heads(adapted) for weight in head.parameters()}
     with _seeded(how.seed):
         width, inputs = how.critic_width, heads(adapted)[0].in_features
@@ -66,7 +69,7 @@ def adda(network: nn.Module, source: tuple[Tensor, Tensor], target: Tensor, how:
             nn.Linear(inputs, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
         )
         moving = [weight for weight in adapted.parameters() if id(weight) not in last]
-        # without momentum in the first moment, as adversaries are trained
+        # little momentum, as adversaries are trained
         critics, encoder = (
             torch.optim.Adam(weights, lr=rate, betas=(0.5, 0.999))
             for weights, rate in ((critic.parameters(), how.critic_rate), (moving, how.learning_rate))
@@ -95,7 +98,7 @@ def self_ensemble(network: nn.Module, source: tuple[Tensor, Tensor], target: Ten
     with _seeded(how.seed):
         optimizer = torch.optim.Adam(student.parameters(), lr=how.learning_rate)
         batches = zip(_batches(how, 0, *source), _batches(how, 1, target, views=2), strict=True)
-        for step, ((images, labels), (mine, other)) in enumerate(batches):
+        for (images, labels), (mine, other) in batches:
             loss = cross_entropy(student(images), labels)
             if how.weight:
                 with torch.no_grad():
@@ -105,9 +108,8 @@ def self_ensemble(network: nn.Module, source: tuple[Tensor, Tensor], target: Ten
                 loss = loss + how.weight * (sure * apart).mean()
             _step(optimizer, loss)
             with torch.no_grad():
-                share = 1 - min(how.ema, (1 + step) / (10 + step))
                 for averaged, present in zip(teacher.parameters(), student.parameters(), strict=True):
-                    averaged.lerp_(present, share)
+                    averaged.lerp_(present, 1 - how.ema)
     return teacher.eval()
 
 
