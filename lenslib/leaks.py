@@ -173,11 +173,19 @@ def cross_validated_auc(positive: np.ndarray, columns: np.ndarray, seed: int = 0
         return {"value": 0.5, "low": 0.5, "high": 0.5, "p": 1.0}
     aucs, variances = [], []
     for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(columns, positive):
-        trees = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=8, early_stopping=False, random_state=seed)
+        trees = HistGradientBoostingClassifier(
+            max_iter=60,
+            max_leaf_nodes=8,
+            min_samples_leaf=max(2, min(20, len(train) // 15)),
+            early_stopping=False,
+            random_state=seed,
+        )
         scores = trees.fit(columns[train], positive[train]).predict_proba(columns[test])[:, 1]
         (auc,), ((variance,),) = delong(positive[test], scores)
         aucs.append(auc)
-        variances.append(variance)
+        # trees that say the same of all images know nothing: as uncertain as random scores
+        right = positive[test].sum()
+        variances.append(variance or (auc == 0.5) * (len(test) + 1) / (12 * right * (len(test) - right)))
     auc, error = float(np.mean(aucs)), float(np.sqrt(np.mean(variances) * (1 / FOLDS + 1 / (FOLDS - 1))))
     low, high = np.clip(auc + norm.ppf([LEVEL / 2, 1 - LEVEL / 2]) * error, 0, 1)
     p = 2 * norm.sf(abs(auc - 0.5) / error) if error > 0 else float(auc == 0.5)
