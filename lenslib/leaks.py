@@ -127,7 +127,8 @@ def file_features(data) -> pd.DataFrame:
     """What the files of a data set say before an image is looked at; columns as of `image_features`.
 
     `file order`: the place of an image in its set, or, where classes have folders of their own, of its name among
-    those of all classes. Of images in files of their own also `file size` (bytes) and `dtype`.
+    those of all classes (numbers that go on further in one class leak as well). Of images in files of their own also
+    `file size` (bytes) and `dtype`. Of one file a class there is nothing to say.
     """
     if "file" not in data.params:
         return pd.DataFrame(_order(data.params["index"].to_numpy()))
@@ -136,8 +137,9 @@ def file_features(data) -> pd.DataFrame:
 
     paths = data.params["file"].map(Path)
     # a file that lies beside those of the other classes is named after its class
-    names = [natural(path) if len(path.parts) > 1 else () for path in paths]
-    keys = list(zip(names, data.params["file_index"], strict=True))
+    if not all(len(path.parts) > 1 for path in paths):
+        return pd.DataFrame(index=data.params.index)
+    keys = list(zip(map(natural, paths), data.params["file_index"], strict=True))
     rank = {key: k for k, key in enumerate(sorted(set(keys)))}
     columns = _order(np.array([rank[key] for key in keys]))
     if (data.params.groupby("file").size() == 1).all():
@@ -164,7 +166,7 @@ def cross_validated_auc(positive: np.ndarray, columns: np.ndarray, seed: int = 0
 
     The mean AUC of five folds. Its variance is that of one fold (DeLong et al. 1988, averaged over the folds) times
     1/5 + 1/4 (Nadeau & Bengio 2003, Machine Learning 52, 239, sec. 3): folds share most of what they are trained on,
-    and 1/5 alone would let a third of the intervals of a useless feature miss one half. p is two-sided, of one half.
+    and 1/5 would take them for independent. p is two-sided, of one half.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold
@@ -232,13 +234,13 @@ class Audit:
         return f"too few to tell: nothing was found, but an AUC of {self.table.high.max():.2f} could hide ({what})"
 
     def metrics(self) -> dict:
-        """For a record: the AUC of all features of each kind, of the best of each, and the verdict."""
+        """For a record: the AUC of each feature and of all of a kind, which of them leak, and the verdict."""
         found = {"verdict": self.verdict, "words": self.words, "count": self.count, "looked_at": len(self.table)}
         for kind, rows in self.table.groupby("kind", sort=False):
             whole, single = rows[rows.feature == ALL].iloc[0], rows[rows.feature != ALL]
-            best = single.loc[single.value.idxmax()]
-            found |= {kind: _metric(whole), f"{kind}_best": _metric(best), f"{kind}_best_name": best.feature}
-            found |= {f"{kind}_{row.feature.replace(' ', '_')}": _metric(row) for _, row in single.iterrows()}
+            names = single.feature.str.replace(", ", "_").str.replace(" ", "_")
+            rows_of = zip(names, single.iterrows(), strict=True)
+            found |= {kind: _metric(whole)} | {f"{kind}_{name}": _metric(row) for name, (_, row) in rows_of}
             found[f"{kind}_leaks"] = ", ".join(single.feature[single.leaks]) or "none"
         return found
 
@@ -290,7 +292,7 @@ def audit_dataset(data, count: int | None = None, against: str | None = None, se
     firsts = tqdm(range(0, len(wanted), _AT_ONCE), desc="measure images", delay=2, leave=False, disable=None)
     scale = data.recipe.instrument.pixel_scale
     parts = [image_features(np.asarray(data.images[wanted[k : k + _AT_ONCE]]), scale) for k in firsts]
-    features = pd.concat(
-        [pd.concat(parts, ignore_index=True), file_features(data).iloc[wanted].reset_index(drop=True)], axis=1
-    )
+    features, of_files = pd.concat(parts, ignore_index=True), file_features(data).iloc[wanted]
+    for name in of_files:
+        features[name] = of_files[name].to_numpy()
     return audit(data.labels[wanted], features, data.classes, against, seed)

@@ -172,6 +172,14 @@ def test_names_that_say_nothing_do_not_leak(tmp_path):
     assert table.value["dtype"] == table.value["file size"] == 0.5
 
 
+def test_one_file_a_class_is_audited_by_its_images(tmp_path):
+    for k, name in enumerate(("no", "sphere", "vort")):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(k).normal(5 + k, 1, (20 + k, 16, 16)))
+    found = leaks.audit_dataset(open_dataset(tmp_path))
+    assert "background level" in names(found)
+    assert "file order" not in set(found.table.feature)
+
+
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
     return write_dataset(load_recipe("deeplense_1"), 480, 404, tmp_path_factory.mktemp("leaks") / "set", progress=False)
