@@ -72,15 +72,6 @@ def test_intervals_of_useless_features_hold_one_half_as_often_as_they_say():
     assert held >= 54
 
 
-def test_a_naive_interval_would_not():
-    """Why the variance is corrected: a fifth of a fold's variance is too little."""
-    rng, held = np.random.default_rng(1), 0
-    for seed in range(60):
-        found = leaks.cross_validated_auc(labels_of(300, seed) > 0, rng.normal(size=(300, 3)), seed)
-        held += abs(found["value"] - 0.5) <= (found["high"] - found["low"]) / 2 * (0.2 / 0.45) ** 0.5
-    assert held < 54
-
-
 def test_a_known_auc_lies_in_its_interval():
     """Two normals a deviation apart: Phi(1 / sqrt 2) = 0.760, which trees come near to."""
     labels = labels_of(3000)
