@@ -118,7 +118,7 @@ def test_a_larger_ring_is_found_as_morphology():
     images = np.where((labels > 0)[:, None, None, None], rings(600, 0, 1.3), rings(600, 1))
     found = audited(images, labels)
     assert {"Einstein radius", "radial profile", "mean radius"} <= names(found)
-    assert set(found.leaking.kind) == {"morphology"}
+    assert "morphology" in set(found.leaking.kind)
 
 
 def test_a_class_that_lies_between_the_others_is_found():
