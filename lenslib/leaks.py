@@ -166,8 +166,8 @@ def cross_validated_auc(positive: np.ndarray, columns: np.ndarray, seed: int = 0
 
     The mean AUC of five folds. Its variance is that of one fold (DeLong et al. 1988, averaged over the folds) times
     1/5 + 1/4 (Nadeau & Bengio 2003, Machine Learning 52, 239, sec. 3): folds share most of what they are trained on,
-    and 1/5 would take them for independent. p is two-sided, of one half, by the variance of random scores (Mann & Whitney
-    1947), because DeLong's vanishes in folds of a few images.
+    and 1/5 would take them for independent. p is two-sided, of one half, by the variance of random scores (Mann &
+    Whitney 1947), because DeLong's vanishes in folds of a few images.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold
