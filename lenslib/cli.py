@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lenslib", description="Dark-matter substructure in strong lenses: data, models, metrics.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    from lenslib import bench, commands_benchmark, commands_weights, notebooks, prediction
+    from lenslib import bench, commands_audit, commands_benchmark, commands_weights, notebooks, prediction
 
     def command(name: str, handler, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         command("predict", prediction.predict, "what weights say of images (.npy, FITS, HDF5, PNG, or folders of them)")
     )
     commands_weights.add_parsers(command)
+    commands_audit.add_parser(command)
     commands_benchmark.add_options(
         command("benchmark", commands_benchmark.run, "judge a model of your own beside the networks on record")
     )

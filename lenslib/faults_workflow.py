@@ -39,19 +39,18 @@ data: str = "data"
 from pathlib import Path
 
 from lenslib import open_dataset
-from lenslib.leaks import feature_auc, trivial_features
+from lenslib.leaks import audit_dataset
 from lenslib.records import Records, run_folder, write_run
 
 test = open_dataset(Path(data) / "{RECIPE}" / "test")
-features = trivial_features(test.images[:, 0], test.recipe.instrument.pixel_scale)
-audit = feature_auc(test.labels, features, seed)
-place = {{"profile": profile, "task": "leaks", "recipe": "{RECIPE}", "model": "trivial_features", "seed": seed}}
+audit = audit_dataset(test, seed=seed)
+place = {{"profile": profile, "task": "leaks", "recipe": "{RECIPE}", "model": "audit", "seed": seed}}
 auc = Records(results).lookup("classification.{RECIPE}.small_cnn.macro_auc")
-metrics = {{"boosted_trees": audit.iloc[-1].to_dict(), "macro_auc": auc}}
+metrics = audit.metrics() | {{"macro_auc": auc}}
 write_run(run_folder(results, **place), **place, parameters={{}}, metrics=metrics, datasets={{"test": test.digest}})
-audit
+audit.table
 """,
-    f"Trees reach {{rec}}`leaks.{RECIPE}.trivial_features.boosted_trees:ci.3f`.",
+    f"Trees reach {{rec}}`leaks.{RECIPE}.audit.morphology:ci.3f`.",
 )
 TOC = "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/chapter\n  - file: book/records\n"
 INTRO = f"# Small\n\nA network reaches {{rec}}`classification.{RECIPE}.small_cnn.macro_auc:ci.3f`.\n"
@@ -63,7 +62,7 @@ def plan(seeds: int = 1, epochs: int = 8, chapter: bool = True) -> dict:
     run |= {"crop": 32, "image_size": 32, "epochs": epochs, "batch_size": 16, "train_count": 60}
     sets = {"train": {"count": 60, "seed": 1}, "test": {"count": 60, "seed": 2}}
     sets |= {"recipe": "deeplense_1", "set": {"instrument.pixels": 32, "instrument.pixel_scale": 0.15}}
-    reads = {"data": [RECIPE], "runs": ["*"], "records": [f"leaks/{RECIPE}/trivial_features/seed0"]}
+    reads = {"data": [RECIPE], "runs": ["*"], "records": [f"leaks/{RECIPE}/audit/seed0"]}
     return {"profile": "test", "data_sets": {RECIPE: sets}, "runs": [run]} | {
         "chapters": {"chapter": reads} if chapter else {}
     }

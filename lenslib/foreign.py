@@ -103,7 +103,7 @@ def find_deeplense(folder: str | Path) -> dict[int, list[Path]]:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            files, label = sorted(path.glob("*.npy"), key=_natural), ALIASES.get(path.name.lower())
+            files, label = sorted(path.glob("*.npy"), key=natural), ALIASES.get(path.name.lower())
         else:
             files, label = [path], ALIASES.get(path.stem.lower()) if path.suffix == ".npy" else None
         if label is None:
@@ -117,8 +117,9 @@ def find_deeplense(folder: str | Path) -> dict[int, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def _natural(path: Path) -> list:
-    return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", path.name))]
+def natural(path: Path) -> tuple:
+    """By what files are ordered: their names, numbers in them counted (2 before 10)."""
+    return tuple(int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", path.name)))
 
 
 def read_deeplense(folder: str | Path, progress: bool = True) -> Found:
