@@ -14,6 +14,7 @@ VIEWS += ["information.py", "cosmosim.py"]
 VIEWS += ["bench*.py", "comparison.py", "attention.py", "fit_classify.py", "prediction.py", "tables.py"]
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]
+VIEWS += ["frame_views.py", "frame_network.py", "injection.py"]
 VIEWS += ["weights.py", "validation.py", "export.py", "demo*.py", "commands_weights.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
