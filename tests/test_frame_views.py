@@ -1,5 +1,7 @@
 """Frames as a recipe draws them: noise of the right grain, arcs through the frame's own kernel, labels that turn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,8 +17,11 @@ from lenslib.frame_views import (
     frames_shown,
     like_frames,
     shown,
+    stand_ins,
     through,
+    twins,
     view_of,
+    without_arcs,
 )
 from lenslib.frames import Frame
 from lenslib.lens_light import LensLight
@@ -160,3 +165,27 @@ def test_empty_frames_have_noise_alone(frame_view):
         assert float(images[which == k].std()) == pytest.approx(noise, rel=0.03)
     with pytest.raises(InputError, match="nothing to draw"):
         draw_like(like_frames(), [], 5, 1)
+
+
+def test_twins_keep_all_of_a_frame_but_what_it_shows(recipe, frame_view):
+    views = [frame_view(noise=0.004), frame_view(noise=0.01)]
+    made, truths = twins(recipe, views, 5)
+    for view, twin, truth in zip(views, made, truths, strict=True):
+        assert twin.noise is view.noise
+        assert twin.mask is view.mask
+        pulls = (twin.image - render(through(view, recipe), truth)[0]) / view.deviation(twin.image)
+        assert float(pulls.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_frames_without_arcs_are_noise(recipe):
+    views = stand_ins(recipe, 3, 1)
+    assert [view.name for view in views] == ["simulated 0", "simulated 1", "simulated 2"]
+    for view in views:
+        assert float((view.image / view.noise).max()) > 5
+        empty = without_arcs(view, np.random.default_rng(1))
+        pulls = (empty.image / view.noise)[~view.mask]
+        # what is fainter than the noise stays
+        assert float(pulls.std()) == pytest.approx(1, abs=0.15)
+        assert float(pulls.max()) < 5
+    untouched = without_arcs(replace(view, image=torch.zeros_like(view.image)), np.random.default_rng(1))
+    assert not untouched.image.any()

@@ -14,8 +14,11 @@ from lenslib.injection import (
     found,
     inject,
     power_law_convergence,
+    put_to_the_test,
+    recovered,
     search,
     subhalos,
+    thresholds,
     truncation,
 )
 from lenslib.lens_maps import convergence, jacobian
@@ -132,3 +135,30 @@ def test_draws_of_a_convergence_follow_the_fit(recipe, frames):
     assert (deviation > 0).all()
     # a mass within the Einstein radius is known better than the surface density there
     assert drawn["lens_theta_E"].std() / drawn["lens_theta_E"].mean() < np.median(deviation / mean)
+
+
+def test_no_frame_judges_itself():
+    highest = np.array([1.0, 2.0, 3.0, 4.0, 50.0])
+    limits = thresholds(highest, 0.25)
+    # of the others, linearly between the order statistics: the last frame's outlier does not raise its own bar
+    assert limits[4] == pytest.approx(np.quantile([1, 2, 3, 4], 0.75))
+    assert limits[0] == pytest.approx(np.quantile([2, 3, 4, 50], 0.75))
+    assert thresholds(np.array([3.0]), 0.1) == np.inf
+
+
+def test_false_alarms_come_at_their_rate():
+    highest = np.random.default_rng(1).gumbel(size=4000)
+    assert (highest > thresholds(highest, 0.1)).mean() == pytest.approx(0.1, abs=0.005)
+
+
+def test_frames_put_to_the_test(recipe, frames):
+    masses, trials = [1e8, 3e10], []
+    for view, truth in frames[:3]:
+        names = ("lens_theta_E", "R_sersic", "lens_e1", "lens_e2", "gamma1", "gamma2")
+        estimate = {name: float(truth[name]) for name in (*names, "source_center_x", "source_center_y")}
+        trials.append(put_to_the_test(view, recipe, estimate, masses, 2, np.random.default_rng(3)))
+    hits, chance = recovered(trials, masses, 0.1)
+    assert hits.shape == chance.shape == (3, 2, 2)
+    assert hits[:, 1].mean() > hits[:, 0].mean()
+    # a place near the frame's own highest significance is near it whatever the mass
+    assert (chance[:, 0] == chance[:, 1]).all()
