@@ -20,6 +20,7 @@ from lenslib.fit_classify import with_psf
 from lenslib.frames import Frame, to_recipe_grid
 from lenslib.lens_light import LensLight
 from lenslib.recipe import PER_CLASS, Recipe, load_recipe
+from lenslib.refine import SLOTS
 from lenslib.ringfit import DRIZZLE, LIGHT_ERROR, OUTER, binned, binned_psf, intruders
 from lenslib.simulate import brighten, render_quickly
 
@@ -184,7 +185,9 @@ def _drawn(bare: Recipe, view: View, seed: int, chunk: int, lensed: bool, rng) -
         _set_beside(params, rng)
     params["background_rms"] = torch.full_like(params["peak_snr"], view.sky)
     params["exposure_time"] = torch.full_like(params["peak_snr"], view.exposure_time)
-    clean = render_quickly(through(view, bare), params)
+    # in parts as large as those of fits, for which the renderer is compiled anyway
+    parts = [{name: value[rows] for name, value in params.items()} for rows in torch.arange(PER_CLASS).split(SLOTS)]
+    clean = torch.cat([render_quickly(through(view, bare), part) for part in parts])
     factor = bare.instrument.noise.scale(clean, params)
     brighten(params, factor)
     clean = clean * factor[:, None, None, None]

@@ -153,12 +153,12 @@ def test_false_alarms_come_at_their_rate():
 
 def test_frames_put_to_the_test(recipe, frames):
     masses, trials = [1e8, 3e10], []
-    for view, truth in frames[:3]:
+    for view, truth in frames[:2]:
         names = ("lens_theta_E", "R_sersic", "lens_e1", "lens_e2", "gamma1", "gamma2")
         estimate = {name: float(truth[name]) for name in (*names, "source_center_x", "source_center_y")}
-        trials.append(put_to_the_test(view, recipe, estimate, masses, 2, np.random.default_rng(3)))
+        trials.append(put_to_the_test(view, recipe, estimate, masses, 1, np.random.default_rng(3)))
     hits, chance = recovered(trials, masses, 0.1)
-    assert hits.shape == chance.shape == (3, 2, 2)
+    assert hits.shape == chance.shape == (2, 2, 1)
     assert hits[:, 1].mean() > hits[:, 0].mean()
     # a place near the frame's own highest significance is near it whatever the mass
     assert (chance[:, 0] == chance[:, 1]).all()
