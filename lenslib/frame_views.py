@@ -223,9 +223,9 @@ def frames_shown(views: list[View]) -> Tensor:
     return shown(views, torch.stack([view.image for view in views]), torch.arange(len(views)))
 
 
-def stand_ins(recipe: Recipe, count: int, seed: int) -> list[View]:
+def stand_ins(recipe: Recipe, count: int, seed: int) -> tuple[list[View], list[dict[str, Tensor]]]:
     """Simulated frames of smooth lenses for where the real ones are absent: the kernel of `matched_hst`, its exposures
-    and the grain of drizzled noise."""
+    and the grain of drizzled noise. With each one's params [1]."""
     fine = load_recipe("matched_hst").instrument
     kernel = fine.psf.kernel(fine.pixel_scale)
     axis = (np.arange(recipe.instrument.pixels) - (recipe.instrument.pixels - 1) / 2) * recipe.instrument.pixel_scale
@@ -242,7 +242,7 @@ def stand_ins(recipe: Recipe, count: int, seed: int) -> list[View]:
         exposure_time=2200.0,
         grain=grain,
     )
-    return twins(recipe, [replace(blank, name=f"simulated {k}") for k in range(count)], seed)[0]
+    return twins(recipe, [replace(blank, name=f"simulated {k}") for k in range(count)], seed)
 
 
 def twins(recipe: Recipe, views: list[View], seed: int) -> tuple[list[View], list[dict[str, Tensor]]]:

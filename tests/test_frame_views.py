@@ -178,7 +178,8 @@ def test_twins_keep_all_of_a_frame_but_what_it_shows(recipe, frame_view):
 
 
 def test_frames_without_arcs_are_noise(recipe):
-    views = stand_ins(recipe, 3, 1)
+    views, truths = stand_ins(recipe, 3, 1)
+    assert len(truths) == 3
     assert [view.name for view in views] == ["simulated 0", "simulated 1", "simulated 2"]
     for view in views:
         assert float((view.image / view.noise).max()) > 5
