@@ -25,6 +25,8 @@ from lenslib.simulate import render, render_quickly
 
 # what fits begin with beside a network's estimate: shares of its Einstein radius, Sersic indices
 _RADII, _INDICES = (0.75, 0.85, 0.93, 1.0, 1.07, 1.15, 1.3, 1.5), (1.0, 2.5)
+# of fits from a network's estimate, and of those from a fit: by then they hardly move, or will not end
+_STEPS, _FEW = 30, 15
 # share of the highest sensitivity of a frame's map above which its places count: on the arcs and beside them
 SEEN = 0.3
 # arcsec: a mass found farther from its place than that is another thing found
@@ -57,7 +59,7 @@ def fit_view(view: View, recipe: Recipe, starts: dict[str, Tensor], image: Tenso
     deviation = torch.hypot(view.own_deviation, ARC_ERROR * image.clamp(min=0)[None])
     count = len(starts["lens_theta_E"])
     images, noise = image.expand(count, 1, -1, -1), deviation.masked_fill(view.mask, torch.inf)
-    fits = refine(through(view, recipe), images, starts, noise.expand(count, -1, -1, -1))
+    fits = refine(through(view, recipe), images, starts, noise.expand(count, -1, -1, -1), _STEPS)
     return picked(fits, int(fits.chi_square.argmin()))
 
 
@@ -105,8 +107,8 @@ def search(view: View, recipe: Recipe, images: Tensor, params: dict[str, Tensor]
     """
     own, count = through(view, recipe), len(images)
     noise = view.own_deviation.expand(count, -1, -1, -1)
-    fit = refine(own, images, as_rows(params, count), noise.masked_fill(view.mask, torch.inf))
     hidden = noise.masked_fill(view.mask, torch.inf)
+    fit = refine(own, images, as_rows(params, count), hidden, _FEW)
     maps = mass_maps(own, fit, fit.residual.masked_fill(view.mask, 0), hidden)
     left = (fit.chi_square / fit.freedom).clamp(min=1).sqrt()[:, None, None]
     best = maps.sensitivity.flatten(1).amax(1)[:, None, None]
