@@ -101,16 +101,16 @@ class Search:
 def search(view: View, recipe: Recipe, images: Tensor, params: dict[str, Tensor]) -> Search:
     """Refit smooth lenses to images [n, 1, h, w] of a frame, from params [1], and look for missing mass.
 
-    Significances are divided by the root of chi-square a degree of freedom where that is above one, so that a source
-    with knots, which leaves much everywhere, must show more. A place counts where the frame has data and a mass would
-    show at least a share `SEEN` of what it would at best.
+    Significances are divided by the scatter of what is left on the arcs where that is above one, so that a source with
+    knots, which leaves much everywhere, must show more. It is judged from the median, which one mass hardly moves. A
+    place counts where the frame has data and a mass would show at least a share `SEEN` of what it would at best.
     """
     own, count = through(view, recipe), len(images)
     noise = view.own_deviation.expand(count, -1, -1, -1)
     hidden = noise.masked_fill(view.mask, torch.inf)
     fit = refine(own, images, as_rows(params, count), hidden, _FEW)
     maps = mass_maps(own, fit, fit.residual.masked_fill(view.mask, 0), hidden)
-    left = (fit.chi_square / fit.freedom).clamp(min=1).sqrt()[:, None, None]
+    left = _scatter(fit, hidden)[:, None, None]
     best = maps.sensitivity.flatten(1).amax(1)[:, None, None]
     unseen = view.mask | (maps.sensitivity < SEEN * best)
     significance = (maps.significance / left).masked_fill(unseen, -torch.inf)
@@ -124,6 +124,12 @@ def search(view: View, recipe: Recipe, images: Tensor, params: dict[str, Tensor]
         y,
         fit,
     )
+
+
+def _scatter(fit: Fit, noise: Tensor) -> Tensor:
+    """Of the residuals [n, 1, h, w] where the fitted arcs stand out of the noise, [n], at least one."""
+    on_arcs = fit.residual.abs().masked_fill(fit.model < noise, torch.nan)
+    return (1.4826 * on_arcs.flatten(1).nanmedian(1).values).nan_to_num(1.0).clamp(min=1)
 
 
 def subhalos(
