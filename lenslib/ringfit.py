@@ -117,14 +117,14 @@ def critical_curve(params: dict[str, float], count: int = 200) -> np.ndarray:
 
 def _prepare(frame: Frame, light: LensLight) -> _Scene:
     block = round(PIXEL / frame.pixel_scale) or 1
-    good = light.good & ~_intruders(frame, light)
-    count = _bin(good.astype(float), block)
+    good = light.good & ~intruders(frame, light)
+    count = binned(good.astype(float), block)
     parts = np.maximum(count, 1)
-    image = _bin(light.residual * good, block) / parts
-    variance = DRIZZLE * _bin(frame.noise.astype(float) ** 2 * good, block) / parts**2
-    galaxy = _bin(light.model, block) / block**2
+    image = binned(light.residual * good, block) / parts
+    variance = DRIZZLE * binned(frame.noise.astype(float) ** 2 * good, block) / parts**2
+    galaxy = binned(light.model, block) / block**2
     sigma = np.sqrt(variance + (LIGHT_ERROR * galaxy) ** 2 + (ARC_ERROR * np.maximum(image, 0)) ** 2)
-    y, x = (_bin(a.astype(float), block) / block**2 for a in np.indices(frame.image.shape))
+    y, x = (binned(a.astype(float), block) / block**2 for a in np.indices(frame.image.shape))
     x, y = (x - light.center[0]) * frame.pixel_scale, (y - light.center[1]) * frame.pixel_scale
     radius = np.hypot(x, y)
     used = (radius > INNER) & (radius < OUTER) & (count > 0)
@@ -132,15 +132,16 @@ def _prepare(frame: Frame, light: LensLight) -> _Scene:
         raise InputError(f"{frame.name}: {used.sum()} pixels within {OUTER} arcsec of the lens: cut a larger frame")
     expected = np.zeros(len(NAMES))
     expected[1:3] = 0.8 * np.array(light.ellipticity)
-    return _Scene(x, y, image, np.where(used, 1 / sigma, 0), _binned_psf(frame.psf, block), expected)
+    return _Scene(x, y, image, np.where(used, 1 / sigma, 0), binned_psf(frame.psf, block), expected)
 
 
-def _bin(a: np.ndarray, block: int) -> np.ndarray:
+def binned(a: np.ndarray, block: int) -> np.ndarray:
+    """Sums over blocks of block x block pixels of [h, w]; what makes up no whole block is left out."""
     h, w = (n // block for n in a.shape)
     return a[: h * block, : w * block].reshape(h, block, w, block).sum((1, 3))
 
 
-def _binned_psf(psf: np.ndarray, block: int) -> np.ndarray:
+def binned_psf(psf: np.ndarray, block: int) -> np.ndarray:
     """The kernel between block-wide pixels, cut at 0.8 arcsec: light spread over one pixel, seen by another."""
     triangle = np.convolve(np.ones(block), np.ones(block))
     full = convolve2d(psf, np.outer(triangle, triangle))
@@ -150,7 +151,8 @@ def _binned_psf(psf: np.ndarray, block: int) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def _intruders(frame: Frame, light: LensLight) -> np.ndarray:
+def intruders(frame: Frame, light: LensLight) -> np.ndarray:
+    """Bool [h, w]: what is bright beyond 2.6 arcsec, with all that hangs together with it."""
     noise = np.hypot(frame.noise, 0.03 * light.model)
     labels, count = label(gaussian_filter(light.residual * light.good / noise, 1.0) > 2)
     smooth = gaussian_filter(light.residual * light.good / noise, 1.0)

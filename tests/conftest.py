@@ -128,3 +128,18 @@ def run(capsys):
         return stop.value.code, said.out, said.err.splitlines()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def frame_view():
+    """A frame of 50 x 50 pixels without arcs, seen through a 1 x 1 kernel: `frame_view(noise=0.01)`."""
+    from lenslib.frame_views import View
+
+    def make(kernel=None, noise=0.004, mask=None, grain=None):
+        blank, none = torch.zeros(1, 50, 50), torch.zeros(1, 50, 50, dtype=torch.bool)
+        kernel = np.ones((1, 1)) if kernel is None else kernel
+        grain = np.pad(np.ones((1, 1)), 3) if grain is None else grain
+        noise = torch.full_like(blank, noise)
+        return View("simulated", blank, noise, none if mask is None else mask, kernel / kernel.sum(), 2200.0, grain)
+
+    return make
