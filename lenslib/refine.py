@@ -140,7 +140,7 @@ class SmoothModel:
         n, k = numbers.shape
         moved = numbers + _STEP * torch.cat([torch.zeros(1, k), torch.eye(k)])[:, None]
         params = self.unpack(moved.flatten(0, 1))
-        images = render_moved(self.recipe, params, n, len(self.recipe.lens.parameters)).view(k + 1, n, -1)
+        images = render_moved(self.recipe, params, n, len(self.recipe.lens.parameters)).reshape(k + 1, n, -1)
         return images[0], ((images[1:] - images[0]) / _STEP).transpose(0, 1)
 
     def slopes(self, numbers: Tensor) -> Tensor:
