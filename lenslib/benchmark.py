@@ -86,11 +86,17 @@ def _on(recipe: str, model, name: str, records: Records, data: Path, shown, firs
     runs = same_test_set(records, recipe)
     judged, found = Judged(recipe, runs[0].profile), None
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        folder = data / runs[0].profile / recipe / "test"
         try:
-            folder = data / runs[0].profile / recipe / "test"
             test = redraw(runs, Path(scratch), folder, first, progress)
-            found = test, ask(model, test.data.recipe, len(test.labels), _batches(test, *shown), progress)
-        except (Failed, InputError) as error:
+            batches = _batches(test, *shown)
+        except InputError as error:  # no fault of the model's, so that nothing is recorded of it
+            judged.failed = f"not asked, because {error}"
+            _compare(judged, name, None, runs, first)
+            return judged
+        try:
+            found = test, ask(model, test.data.recipe, len(test.labels), batches, progress)
+        except Failed as error:
             judged.failed = str(error)
         _compare(judged, name, found and found[1], runs, first)
         if found is not None:

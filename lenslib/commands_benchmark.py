@@ -72,6 +72,7 @@ def _print(judged, ceilings, place, options) -> None:
         plain = [asdict(one) | {"pairs": [] if one.pairs is None else one.pairs.to_dict("records")} for one in judged]
         print(json.dumps({"figure": str(place), "recipes": plain}, indent=1, default=float))
         return
+    from lenslib.benchmark import YOURS
     from lenslib.ceiling import share_text
 
     rows = [
@@ -81,6 +82,11 @@ def _print(judged, ceilings, place, options) -> None:
         for one in judged
         for row in one.rows
     ]
+    name = YOURS + (options.name or options.file.stem)
+    for one in judged:
+        if one.failed:
+            blank = dict.fromkeys(rows[0], "") | {"recipe": one.recipe, "model": name}
+            rows.append(blank | {"images/s": f"no scores: {one.failed}"})
     print_table(rows, False)
     pairs = [
         {"recipe": one.recipe, "yours less": pair["second"], "difference": pair["difference"], "low": pair["low"]}
@@ -95,9 +101,7 @@ def _print(judged, ceilings, place, options) -> None:
         print_table(pairs, False)
     print()
     for one in judged:
-        if one.failed:
-            print(f"{one.recipe}: yours has no scores: {one.failed}")
-        elif not one.exact:
+        if not one.exact and not options.first:
             print(f"{one.recipe}: the test images were drawn again, with pixels that may differ by rounding")
     print(f"{place}: the figure" + ("" if options.first else f"; records under {options.results}"))
 

@@ -168,31 +168,41 @@ def draw_like(
     bare = recipe.model_copy(
         update={"classes": ("smooth",), "substructure": recipe.substructure.model_copy(update={"populations": {}})}
     )
-    parts = []
-    for chunk in range(-(-count // PER_CLASS)):
-        k = chunk % len(views)
-        rng = np.random.default_rng([seed, chunk, lensed, 7])
-        parts.append((*_drawn(bare, views[k], seed, chunk, lensed, rng), torch.full((PER_CLASS,), k)))
-    images, params, which = zip(*parts, strict=True)
-    params = {name: torch.cat([part[name] for part in params])[:count] for name in params[0]}
-    return torch.cat(images)[:count], params, torch.cat(which)[:count]
+    # frame by frame, then put in turn
+    images, params, turn = [], [], []
+    for k in range(min(len(views), count)):
+        mine = torch.arange(k, count, len(views))
+        for chunk, rows in enumerate(mine.split(PER_CLASS)):
+            number = k + chunk * len(views)
+            found, drawn = _drawn(bare, views[k], seed, number, len(rows), lensed)
+            images.append(found)
+            params.append(drawn)
+        turn.append(mine)
+    order = torch.cat(turn).argsort()
+    params = {name: torch.cat([part[name] for part in params])[order] for name in params[0]}
+    return torch.cat(images)[order], params, torch.arange(count) % len(views)
 
 
-def _drawn(bare: Recipe, view: View, seed: int, chunk: int, lensed: bool, rng) -> tuple[Tensor, dict[str, Tensor]]:
+def _drawn(
+    bare: Recipe, view: View, seed: int, chunk: int, count: int, lensed: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The first `count` lenses of a chunk, through one frame."""
+    rng, wanted = np.random.default_rng([seed, chunk, lensed, 7]), -(-count // SLOTS) * SLOTS
     _, drawn, _ = bare.draw(seed, chunk)
-    params = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in drawn.items()}
+    params = {name: torch.as_tensor(value, dtype=torch.float32)[:wanted] for name, value in drawn.items()}
     if not lensed:
         _set_beside(params, rng)
     params["background_rms"] = torch.full_like(params["peak_snr"], view.sky)
     params["exposure_time"] = torch.full_like(params["peak_snr"], view.exposure_time)
     # in parts as large as those of fits, for which the renderer is compiled anyway
-    parts = [{name: value[rows] for name, value in params.items()} for rows in torch.arange(PER_CLASS).split(SLOTS)]
+    parts = [{name: value[rows] for name, value in params.items()} for rows in torch.arange(wanted).split(SLOTS)]
     clean = torch.cat([render_quickly(through(view, bare), part) for part in parts])
     factor = bare.instrument.noise.scale(clean, params)
     brighten(params, factor)
     clean = clean * factor[:, None, None, None]
     noise = correlated_noise(view.grain, len(clean), clean.shape[-1], rng)
-    return clean + view.deviation(clean) * _tensor(noise)[:, None], params
+    images = clean + view.deviation(clean) * _tensor(noise)[:, None]
+    return images[:count], {name: value[:count] for name, value in params.items()}
 
 
 def _set_beside(params: dict[str, Tensor], rng) -> None:

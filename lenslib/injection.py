@@ -226,10 +226,14 @@ def put_to_the_test(
 
 
 def thresholds(highest: np.ndarray, rate: float) -> np.ndarray:
-    """Of each of n frames, the significance that a share `rate` of the *other* frames' highest ones [n] exceed, so that
-    no frame judges itself; infinite for one alone."""
-    others = [np.delete(highest, k) for k in range(len(highest))]
-    return np.array([np.quantile(one, 1 - rate) if len(one) else np.inf for one in others])
+    """Of each of n frames, the significance that it exceeds with a chance of at most `rate` if it is like the others.
+
+    It is the ceil(n (1 - rate))-th of the *other* frames' highest ones, so that no frame judges itself (a conformal
+    threshold: Vovk et al. 2005, Algorithmic Learning in a Random World); infinite where there are too few of them.
+    """
+    rank = int(np.ceil(len(highest) * (1 - rate) - 1e-9))
+    others = (np.sort(np.delete(highest, k)) for k in range(len(highest)))
+    return np.array([one[rank - 1] if rank <= len(one) else np.inf for one in others])
 
 
 def recovered(trials: list[Trial], masses: list[float], rate: float) -> tuple[np.ndarray, np.ndarray]:

@@ -140,15 +140,18 @@ def test_draws_of_a_convergence_follow_the_fit(recipe, frames):
 def test_no_frame_judges_itself():
     highest = np.array([1.0, 2.0, 3.0, 4.0, 50.0])
     limits = thresholds(highest, 0.25)
-    # of the others, linearly between the order statistics: the last frame's outlier does not raise its own bar
-    assert limits[4] == pytest.approx(np.quantile([1, 2, 3, 4], 0.75))
-    assert limits[0] == pytest.approx(np.quantile([2, 3, 4, 50], 0.75))
+    # the fourth of the four others: the last frame's outlier does not raise its own bar
+    assert limits[4] == 4
+    assert limits[0] == 50
     assert thresholds(np.array([3.0]), 0.1) == np.inf
 
 
-def test_false_alarms_come_at_their_rate():
-    highest = np.random.default_rng(1).gumbel(size=4000)
-    assert (highest > thresholds(highest, 0.1)).mean() == pytest.approx(0.1, abs=0.005)
+@pytest.mark.parametrize(("count", "sets"), [(4000, 1), (37, 400), (12, 1000)])
+def test_false_alarms_come_at_most_at_their_rate(count, sets):
+    drawn = np.random.default_rng(1).gumbel(size=(sets, count))
+    alarms = np.mean([(highest > thresholds(highest, 0.1)).mean() for highest in drawn])
+    # as near below a tenth as whole frames allow
+    assert 0.1 - 1 / count - 0.005 < alarms < 0.105
 
 
 def test_frames_put_to_the_test(recipe, frames):
@@ -157,7 +160,7 @@ def test_frames_put_to_the_test(recipe, frames):
         names = ("lens_theta_E", "R_sersic", "lens_e1", "lens_e2", "gamma1", "gamma2")
         estimate = {name: float(truth[name]) for name in (*names, "source_center_x", "source_center_y")}
         trials.append(put_to_the_test(view, recipe, estimate, masses, 1, np.random.default_rng(3)))
-    hits, chance = recovered(trials, masses, 0.1)
+    hits, chance = recovered(trials, masses, 0.5)
     assert hits.shape == chance.shape == (2, 2, 1)
     assert hits[:, 1].all()
     for trial in trials:

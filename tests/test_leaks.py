@@ -81,10 +81,10 @@ def test_a_known_auc_lies_in_its_interval():
 
 
 def test_images_whose_labels_are_shuffled_leak_nothing():
-    found = audited(rings(1500), labels_of(1500))
-    assert found.verdict == "clear"
+    found = audited(rings(3000), labels_of(3000))
+    assert found.verdict == "clear", found.words
     assert not found.table.leaks.any()
-    assert "1,500 images" in found.words
+    assert "3,000 images" in found.words
 
 
 @pytest.mark.parametrize("count", [30, 120])
@@ -186,7 +186,7 @@ def test_the_benchmark_leaks_by_its_einstein_radius(benchmark):
 
 def test_the_matched_recipe_leaks_nothing(tmp_path):
     found = leaks.audit_dataset(write_dataset(load_recipe("matched_hst"), 1440, 404, tmp_path / "set", progress=False))
-    assert found.verdict == "clear", found.words
+    assert not len(found.leaking), found.words
     trivial = found.table[found.table.kind == "trivial"]
     assert ((trivial.low <= 0.5) & (trivial.high >= 0.5)).all()
 
