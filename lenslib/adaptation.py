@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from lenslib.augmentation import AUGMENTATIONS, augmented, draw_kinds
-from lenslib.errors import InputError
+from lenslib.errors import InputError, unknown
 from lenslib.models.heads import heads
 from lenslib.shift import encoded
 
@@ -47,7 +47,7 @@ class Adaptation:
         if self.steps < 0 or self.batch_size < 2:
             raise InputError(f"steps must be at least 0 and batch_size 2, not {self.steps} and {self.batch_size}")
         if self.augment not in AUGMENTATIONS:
-            raise InputError(f"unknown augment '{self.augment}': valid choices: {', '.join(AUGMENTATIONS)}")
+            raise unknown("augment", self.augment, AUGMENTATIONS)
         if self.weight < 0 or not 0 <= self.ema < 1 or not 0 <= self.confidence < 1:
             raise InputError("weight must be 0 or more, ema and confidence at least 0 and below 1")
 

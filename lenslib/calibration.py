@@ -7,7 +7,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import binomtest
 
 from lenslib.errors import InputError
-from lenslib.resampling import check_labels, check_scores
+from lenslib.resampling import RESAMPLES, Resampled, check_labels, check_scores, interval, once
 
 BINS = 15
 
@@ -38,6 +38,23 @@ def calibration_error(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) 
     surplus = (scores.argmax(1) == labels) - scores.max(1)
     places = _bin(scores.max(1), bins)
     return float(np.abs(np.bincount(places, weights=surplus)).sum() / len(labels))
+
+
+def calibration_interval(
+    labels: np.ndarray, scores: np.ndarray, bins: int = BINS, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, float]:
+    """Expected calibration error with its 95 % bootstrap interval.
+
+    The error of a resample leans upwards, as that of the set itself does: see `calibrated_errors`.
+    """
+    check_scores(labels, scores)
+    places = _bin(scores.max(1), bins)
+    surplus = ((scores.argmax(1) == labels) - scores.max(1))[:, None] * (places[:, None] == np.arange(bins))
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        return np.abs(counts @ surplus).sum(1) / len(labels)
+
+    return interval(once(len(labels), statistic), Resampled(len(labels), seed, resamples).over(statistic)[0])
 
 
 def calibrated_errors(scores: np.ndarray, bins: int = BINS, draws: int = 500, seed: int = 0) -> np.ndarray:

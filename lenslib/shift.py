@@ -14,10 +14,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from lenslib.augmentation import AUGMENTATIONS, turn_images
-from lenslib.calibration import BINS
 from lenslib.errors import InputError
 from lenslib.models.heads import heads
-from lenslib.resampling import RESAMPLES, Resampled, check_scores, interval, once
 
 
 def common_crop(recipe, field: float) -> int:
@@ -107,23 +105,6 @@ def risk_coverage(labels: np.ndarray, scores: np.ndarray, doubt: np.ndarray) -> 
     wrong = (scores.argmax(1) != labels)[np.argsort(doubt, kind="stable")]
     count = np.arange(1, len(wrong) + 1)
     return count / len(wrong), np.cumsum(wrong) / count
-
-
-def calibration_interval(
-    labels: np.ndarray, scores: np.ndarray, bins: int = BINS, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, float]:
-    """Expected calibration error with its 95 % bootstrap interval.
-
-    The error of a resample leans upwards, as that of the set itself does: see `lenslib.calibration.calibrated_errors`.
-    """
-    check_scores(labels, scores)
-    places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores.max(1), side="left")
-    surplus = ((scores.argmax(1) == labels) - scores.max(1))[:, None] * (places[:, None] == np.arange(bins))
-
-    def statistic(counts: np.ndarray) -> np.ndarray:
-        return np.abs(counts @ surplus).sum(1) / len(labels)
-
-    return interval(once(len(labels), statistic), Resampled(len(labels), seed, resamples).over(statistic)[0])
 
 
 def turn_agreement(network: nn.Module, images: Tensor) -> dict[str, float]:

@@ -8,11 +8,10 @@ from scipy.stats import chi2, kstest
 from torch import nn
 
 from lenslib import create_model, load_recipe
-from lenslib.calibration import calibration_error
+from lenslib.calibration import calibration_error, calibration_interval
 from lenslib.errors import InputError
 from lenslib.shift import (
     Distance,
-    calibration_interval,
     common_crop,
     encode,
     encoded,
