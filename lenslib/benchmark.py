@@ -23,10 +23,9 @@ from lenslib.benchmark_process import Answers, Failed, Submitted, ask
 from lenslib.comparison import compare_scores
 from lenslib.dataset import prepare
 from lenslib.errors import InputError, unknown
-from lenslib.metrics import classification_metrics
+from lenslib.metrics import classification_metrics, macro_auc_interval
 from lenslib.records import PROFILES, Records, Run, run_folder, write_run
 from lenslib.redraw import TestSet, redraw
-from lenslib.resampling import RESAMPLES, Resampled, interval, macro, once
 
 TASK = "benchmark"
 YOURS = "yours: "
@@ -140,11 +139,9 @@ def _compare(judged: Judged, name: str, answers: Answers | None, runs: list[Run]
         metrics[yours] = {"weight_count": answers.weights, "test_images_per_second": answers.images_per_second}
         judged.pairs = compare_scores(labels, scores, against=yours)
     for model, own in scores.items():
-        statistic = macro(labels, own)
-        draws = Resampled(len(labels), 0, RESAMPLES).over(statistic)[0][:, 0]
         said = {"weights": metrics[model].get("weight_count")}
         said["images_per_second"] = metrics[model].get("test_images_per_second")
-        judged.rows.append({"model": model} | interval(once(len(labels), statistic)[0], draws) | said)
+        judged.rows.append({"model": model} | macro_auc_interval(labels, own) | said)
     judged.rows.sort(key=lambda row: -row["value"])
 
 

@@ -14,7 +14,18 @@ from scipy.stats import binomtest, norm, rankdata
 
 from lenslib.errors import InputError
 from lenslib.records import Run, load_run
-from lenslib.resampling import RESAMPLES, Resampled, check_scores, classes_present, interval, macro, once
+from lenslib.resampling import (
+    RESAMPLES,
+    Resampled,
+    check_scores,
+    classes_present,
+    interval,
+    macro,
+    no_surer,
+    once,
+    roc,
+    room_at_one,
+)
 
 
 def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,10 +51,25 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def delong_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """{"value", "low", "high"}: AUC of scores [n] with DeLong's 95 % interval, cut at 0 and 1; see `delong`."""
+    """{"value", "low", "high"}: AUC of scores [n] with DeLong's 95 % interval, see `delong`; it ends at 0 and 1, and
+    leaves the room of a perfect order (`room_at_one`), where DeLong's variance is none."""
     (auc,), ((variance,),) = delong(labels, scores)
     low, high = np.clip(auc + norm.ppf([0.025, 0.975]) * np.sqrt(variance), 0, 1)
-    return {"value": float(auc), "low": float(low), "high": float(high)}
+    right = np.sum(labels)
+    return no_surer(
+        {"value": float(auc), "low": float(low), "high": float(high)}, room_at_one(right, len(labels) - right)
+    )
+
+
+def paired_auc(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """{"value", "low", "high"}: AUC of the first against the second of two scores [n] of each of n lenses.
+
+    The 95 % interval is a bootstrap over lenses, which keeps the two scores of a lens together.
+    """
+    pairs = np.stack([first, second], 1).astype(np.float64)
+    statistic, n = roc(np.tile([True, False], len(pairs)), pairs.ravel(), copies=2), len(pairs)
+    draws = Resampled(n, seed, RESAMPLES).over(statistic)[0][:, 0]
+    return no_surer(interval(once(n, statistic)[0], draws), room_at_one(n, n))
 
 
 def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[str, float]:

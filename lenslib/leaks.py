@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 from lenslib.comparison import delong, holm
 from lenslib.errors import InputError
+from lenslib.resampling import no_surer, room_at_one
 
 # of features that substructure cannot honestly set, and of the coarse outline of the ring, which it can set a little
 KINDS = ("trivial", "morphology")
@@ -194,7 +195,8 @@ def cross_validated_auc(positive: np.ndarray, columns: np.ndarray, seed: int = 0
     error, chance = (float(np.sqrt(shared * np.mean(part))) for part in (variances, of_chance))
     low, high = np.clip(auc + norm.ppf([LEVEL / 2, 1 - LEVEL / 2]) * error, 0, 1)
     p = 2 * norm.sf(abs(auc - 0.5) / chance)
-    return {"value": auc, "low": float(low), "high": float(high), "p": float(p)}
+    room = room_at_one(positive.sum(), (~positive).sum())
+    return no_surer({"value": auc, "low": float(low), "high": float(high), "p": float(p)}, room)
 
 
 @dataclass(frozen=True)

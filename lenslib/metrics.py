@@ -6,7 +6,19 @@ import numpy as np
 
 from lenslib.calibration import brier_losses, calibrated_errors, calibration_error
 from lenslib.errors import InputError
-from lenslib.resampling import RESAMPLES, Resampled, check_scores, classes_present, interval, macro, mean, once, roc
+from lenslib.resampling import (
+    RESAMPLES,
+    Resampled,
+    check_scores,
+    classes_present,
+    interval,
+    macro,
+    mean,
+    no_surer,
+    once,
+    roc,
+    room_at_one,
+)
 
 RATES = {"tpr_at_fpr_10": 0.1, "tpr_at_fpr_01": 0.01}
 UNDEFINED = "undefined"  # a record holds no NaN
@@ -20,9 +32,10 @@ def classification_metrics(
     """AUC and true-positive rates (each class against the rest, macro), micro AUC, accuracy, Brier score, ECE.
 
     labels: int [n]; scores: probabilities [n, classes]. A metric is {"value", "low", "high"}: the 2.5 and 97.5
-    percentiles over resampled test sets. `tpr_at_fpr_10` and `_01` are the largest true-positive rates at a
-    false-positive rate of at most 10 and 1 %. A class without images (or with all of them) has no curve: its metrics
-    read "undefined", and the text `macro_classes` names the classes that the macro figures average.
+    percentiles over resampled test sets, of rates and areas no nearer to one than a perfect result allows (see
+    `room_at_one`). `tpr_at_fpr_10` and `_01` are the largest true-positive rates at a false-positive rate of at most 10
+    and 1 %. A class without images (or with all of them) has no curve: its metrics read "undefined", and the text
+    `macro_classes` names the classes that the macro figures average.
 
     `ece` has a value only: its bootstrap would be an interval about a figure that already leans upwards. What to hold
     it against is `ece_if_calibrated`: the ECE that scores as confident as these would show on as many images if they
@@ -42,18 +55,24 @@ def classification_metrics(
     draws = dict(zip(statistics, Resampled(len(labels), seed, resamples).over(*statistics.values()), strict=True))
     values = {name: once(len(labels), statistic) for name, statistic in statistics.items()}
 
+    rooms = {k: _rooms(labels == k) for k in present}
     metrics: dict[str, dict[str, float] | str] = {}
     for place, name in enumerate(names):
         for k, label in enumerate(classes):
-            own = interval(values[k][place], draws[k][:, place]) if k in present else UNDEFINED
-            metrics[f"{name}_{label}"] = own
+            own = f"{name}_{label}"
+            metrics[own] = UNDEFINED
+            if k in present:
+                metrics[own] = no_surer(interval(values[k][place], draws[k][:, place]), rooms[k][place])
         if present:
             average, averages = (np.mean([of[k][..., place] for k in present], axis=0) for of in (values, draws))
-            metrics["macro_auc" if name == "auc" else name] = interval(average, averages)
+            room = float(np.mean([rooms[k][place] for k in present]))
+            metrics["macro_auc" if name == "auc" else name] = no_surer(interval(average, averages), room)
     metrics["macro_classes"] = ", ".join(classes[k] for k in present) or UNDEFINED
+    wilson = room_at_one(len(labels) / 2, len(labels) / 2)
     if "micro_auc" in statistics:
-        metrics["micro_auc"] = interval(values["micro_auc"][0], draws["micro_auc"][:, 0])
-    metrics |= {name: interval(values[name], draws[name]) for name in ("accuracy", "brier")}
+        metrics["micro_auc"] = no_surer(interval(values["micro_auc"][0], draws["micro_auc"][:, 0]), wilson)
+    metrics["accuracy"] = no_surer(interval(values["accuracy"], draws["accuracy"]), wilson)
+    metrics["brier"] = interval(values["brier"], draws["brier"])
     expected = calibrated_errors(scores, seed=seed)
     metrics["ece"] = {"value": calibration_error(labels, scores)}
     metrics["ece_if_calibrated"] = interval(expected.mean(), expected)
@@ -65,3 +84,20 @@ def macro_auc(labels: np.ndarray, scores: np.ndarray) -> float:
     if not classes_present(labels, scores.shape[1]):
         return 0.5
     return float(once(len(labels), macro(labels, scores))[0])
+
+
+def macro_auc_interval(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """{"value", "low", "high"}: the `macro_auc` of `classification_metrics`; InputError where it is undefined."""
+    check_scores(labels, scores)
+    present, statistic = classes_present(labels, scores.shape[1]), macro(labels, scores)
+    if not present:
+        raise InputError("images of one class alone have no AUC")
+    draws = Resampled(len(labels), seed, RESAMPLES).over(statistic)[0][:, 0]
+    room = float(np.mean([_rooms(labels == k)[0] for k in present]))
+    return no_surer(interval(once(len(labels), statistic)[0], draws), room)
+
+
+def _rooms(positive: np.ndarray) -> list[float]:
+    """What the intervals of an AUC and of the rates of `RATES` leave below one, see `room_at_one`."""
+    right, wrong = positive.sum(), (~positive).sum()
+    return [room_at_one(right, wrong)] + [room_at_one(right / 2, right / 2)] * len(RATES)

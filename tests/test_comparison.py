@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from lenslib.comparison import (
@@ -20,6 +21,7 @@ from lenslib.comparison import (
     delong_test,
     holm,
     mcnemar,
+    paired_auc,
 )
 from lenslib.errors import InputError
 from lenslib.metrics import classification_metrics
@@ -115,7 +117,24 @@ def test_classifiers_without_scatter():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
     assert delong_test(labels, scores, scores**2)["p"] == 1
     assert delong_test(labels, scores, -scores)["p"] == 0
-    assert delong_interval(labels, scores) == {"value": 1, "low": 1, "high": 1}
+    # four of four, by Wilson
+    low = binomtest(4, 4).proportion_ci(method="wilson").low
+    assert delong_interval(labels, scores) == pytest.approx({"value": 1, "low": low, "high": 1})
+
+
+def test_two_views_of_a_lens_are_told_apart_as_surely_as_they_differ():
+    """Views that differ by little beside what lenses differ by: the pairs leave less doubt than strangers do, and the
+    interval holds the truth."""
+    rng, held = np.random.default_rng(4), 0
+    for _ in range(60):
+        lens, (a, b) = rng.normal(size=200), 0.3 * rng.normal(size=(2, 200))
+        found = paired_auc(lens + a + 0.4, lens + b)
+        strangers = delong_interval(np.repeat([1, 0], 200), np.concatenate([lens + a + 0.4, lens + b]))
+        assert found["value"] == pytest.approx(strangers["value"])
+        assert found["high"] - found["low"] < 0.6 * (strangers["high"] - strangers["low"])
+        # both are normal with deviation sqrt(1.09)
+        held += found["low"] <= ndtr(0.4 / np.sqrt(2 * 1.09)) <= found["high"]
+    assert held >= 53
 
 
 @given(seed=st.integers(0, 2**31), power=st.sampled_from([1 / 3, 3, 5]), shift=st.floats(-3, 3))

@@ -5,16 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest, norm
 from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 from torchmetrics.functional.classification import binary_sensitivity_at_specificity
 
 from lenslib.calibration import calibrated_errors, calibration_error
 from lenslib.comparison import delong_interval
 from lenslib.errors import InputError
-from lenslib.metrics import RATES, Resampled, classification_metrics, macro_auc
+from lenslib.metrics import RATES, Resampled, classification_metrics, macro_auc, macro_auc_interval
 from lenslib.records import load_run, run_folder, write_run
-from lenslib.resampling import macro, once, roc
+from lenslib.resampling import macro, once, roc, room_at_one
 
 CLASSES = ("no_sub", "cdm", "vortex")
 
@@ -137,6 +139,36 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say():
     assert all(184 <= count <= 196 for count in held.values()), held
 
 
+def test_the_room_is_newcombes():
+    """Method 5 of Newcombe 2006, solved at an AUC of one."""
+    right, wrong, square = 300, 700, norm.ppf(0.975) ** 2
+    half = (right + wrong) / 2 - 1
+
+    def excess(auc):
+        factor = 1 + half * ((1 - auc) / (2 - auc) + auc / (1 + auc))
+        return (1 - auc) ** 2 - square * auc * (1 - auc) * factor / (right * wrong)
+
+    low = brentq(excess, 0.5, 1 - 1e-9)
+    assert room_at_one(right, wrong) == pytest.approx(1 - low, rel=0.02)
+
+
+def test_perfect_scores_are_not_certain_ones():
+    labels = np.repeat([0, 1, 2], 40)
+    metrics = classification_metrics(labels, np.eye(3)[labels], CLASSES)
+    assert metrics["macro_auc"] == macro_auc_interval(labels, np.eye(3)[labels])
+    assert metrics["accuracy"]["low"] == pytest.approx(binomtest(120, 120).proportion_ci(method="wilson").low)
+    assert metrics["tpr_at_fpr_10_cdm"]["low"] == pytest.approx(binomtest(40, 40).proportion_ci(method="wilson").low)
+    for name in ("macro_auc", "micro_auc", "auc_cdm", "tpr_at_fpr_01"):
+        assert 0.9 < metrics[name]["low"] < 0.98 < metrics[name]["value"] == metrics[name]["high"] == 1
+
+
+def test_the_macro_area_alone_is_that_among_the_rest():
+    labels, scores = _three_classes(n=150)
+    assert macro_auc_interval(labels, scores, 3) == classification_metrics(labels, scores, CLASSES, 3)["macro_auc"]
+    with pytest.raises(InputError, match="one class"):
+        macro_auc_interval(np.zeros(150, int), scores)
+
+
 def test_a_perfect_and_a_blind_classifier():
     labels = np.tile(np.arange(3), 500)
     perfect = classification_metrics(labels, np.eye(3)[labels] * 0.97 + 0.01, CLASSES, resamples=100)
@@ -149,7 +181,7 @@ def test_a_perfect_and_a_blind_classifier():
         "tpr_at_fpr_01_cdm",
         "accuracy",
     ):
-        assert perfect[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert 0.98 < perfect[name]["low"] < perfect[name]["value"] == perfect[name]["high"] == 1
     # right every time at a confidence of 0.98
     assert perfect["ece"]["value"] == pytest.approx(0.02)
     assert perfect["brier"]["value"] == pytest.approx(0.02**2 + 2 * 0.01**2)
@@ -193,7 +225,9 @@ def test_every_metric_can_be_recorded(tmp_path):
 def test_a_class_that_some_resamples_lack_still_has_an_interval():
     labels, scores = np.array([0] * 30 + [1]), np.linspace(0.1, 0.9, 31)
     metrics = classification_metrics(labels, np.stack([1 - scores, scores], 1), ("a", "b"), resamples=200)
-    assert metrics["macro_auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    # one image of a class says little, even a perfect order
+    assert metrics["macro_auc"]["value"] == metrics["macro_auc"]["high"] == 1
+    assert metrics["macro_auc"]["low"] < 0.6
 
 
 @pytest.mark.parametrize(
