@@ -61,7 +61,7 @@ def delong_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     )
 
 
-def paired_auc(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:
+def two_views_auc(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, float]:
     """{"value", "low", "high"}: AUC of the first against the second of two scores [n] of each of n lenses.
 
     The 95 % interval is a bootstrap over lenses, which keeps the two scores of a lens together.

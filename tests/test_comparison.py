@@ -21,7 +21,7 @@ from lenslib.comparison import (
     delong_test,
     holm,
     mcnemar,
-    paired_auc,
+    two_views_auc,
 )
 from lenslib.errors import InputError
 from lenslib.metrics import classification_metrics
@@ -128,7 +128,7 @@ def test_two_views_of_a_lens_are_told_apart_as_surely_as_they_differ():
     rng, held = np.random.default_rng(4), 0
     for _ in range(60):
         lens, (a, b) = rng.normal(size=200), 0.3 * rng.normal(size=(2, 200))
-        found = paired_auc(lens + a + 0.4, lens + b)
+        found = two_views_auc(lens + a + 0.4, lens + b)
         strangers = delong_interval(np.repeat([1, 0], 200), np.concatenate([lens + a + 0.4, lens + b]))
         assert found["value"] == pytest.approx(strangers["value"])
         assert found["high"] - found["low"] < 0.6 * (strangers["high"] - strangers["low"])
