@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
-from scipy.stats import binomtest
 
 from lenslib.errors import InputError
-from lenslib.resampling import RESAMPLES, Resampled, check_labels, check_scores, interval, once
+from lenslib.resampling import RESAMPLES, Resampled, check_labels, check_scores, interval, once, share
 
 BINS = 15
 
@@ -85,11 +84,11 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
     places, rows = _bin(confidence, bins), []
     for place in np.unique(places):
         inside = places == place
-        images, hits = int(inside.sum()), int(right[inside].sum())
-        limits = binomtest(hits, images).proportion_ci(method="wilson")
+        of_these = share(right[inside])
         rows.append(
-            {"from": place / bins, "to": (place + 1) / bins, "images": images, "confidence": confidence[inside].mean()}
-            | {"accuracy": hits / images, "low": limits.low, "high": limits.high}
+            {"from": place / bins, "to": (place + 1) / bins, "images": int(inside.sum())}
+            | {"confidence": confidence[inside].mean(), "accuracy": of_these.pop("value")}
+            | of_these
         )
     return pd.DataFrame(rows)
 

@@ -8,7 +8,7 @@ resamples, and two networks can be judged on the same ones.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from lenslib.errors import InputError
 
@@ -123,6 +123,13 @@ def interval(value: float, draws: np.ndarray) -> dict[str, float]:
     """{"value", "low", "high"}: the 2.5 and 97.5 percentiles of the resamples in which the figure exists."""
     low, high = np.percentile(draws[np.isfinite(draws)], [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def share(chosen: np.ndarray) -> dict[str, float]:
+    """{"value", "low", "high"}: of bool [n] how many are true, with Wilson's 95 % interval (1927, J. Am. Stat. Assoc. 22,
+    209)."""
+    limits = binomtest(int(np.sum(chosen)), len(chosen)).proportion_ci(method="wilson")
+    return {"value": float(np.mean(chosen)), "low": float(limits.low), "high": float(limits.high)}
 
 
 def room_at_one(right: float, wrong: float) -> float:

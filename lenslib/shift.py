@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from lenslib import resampling
 from lenslib.augmentation import AUGMENTATIONS, turn_images
 from lenslib.errors import InputError
 from lenslib.models.heads import heads
@@ -95,8 +95,8 @@ def kept(labels: np.ndarray, scores: np.ndarray, doubt: np.ndarray, most: float)
     them, which is missing where none is answered; each with Wilson's 95 % interval."""
     answered = doubt <= most
     right = scores.argmax(1)[answered] == labels[answered]
-    found = {"coverage": _share(answered)}
-    return found | ({"accuracy": _share(right)} if len(right) else {})
+    found = {"coverage": resampling.share(answered)}
+    return found | ({"accuracy": resampling.share(right)} if len(right) else {})
 
 
 def risk_coverage(labels: np.ndarray, scores: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,9 +111,4 @@ def turn_agreement(network: nn.Module, images: Tensor) -> dict[str, float]:
     """Share of images [n, c, h, w] to which a network gives one class in all eight turns and mirrors, with Wilson's
     95 % interval."""
     turns = [encode(network, turn_images(images, kind))[1].argmax(1) for kind in AUGMENTATIONS["d4"]]
-    return _share((np.stack(turns) == turns[0]).all(0))
-
-
-def _share(chosen: np.ndarray) -> dict[str, float]:
-    limits = binomtest(int(chosen.sum()), len(chosen)).proportion_ci(method="wilson")
-    return {"value": float(chosen.mean()), "low": float(limits.low), "high": float(limits.high)}
+    return resampling.share((np.stack(turns) == turns[0]).all(0))
