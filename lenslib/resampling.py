@@ -126,8 +126,7 @@ def interval(value: float, draws: np.ndarray) -> dict[str, float]:
 
 
 def share(chosen: np.ndarray) -> dict[str, float]:
-    """{"value", "low", "high"}: of bool [n] how many are true, with Wilson's 95 % interval (1927, J. Am. Stat. Assoc. 22,
-    209)."""
+    """{"value", "low", "high"}: the share of true in bool [n], with Wilson's 95 % interval."""
     limits = binomtest(int(np.sum(chosen)), len(chosen)).proportion_ci(method="wilson")
     return {"value": float(np.mean(chosen)), "low": float(limits.low), "high": float(limits.high)}
 
