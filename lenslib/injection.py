@@ -27,6 +27,7 @@ from lenslib.simulate import render, render_quickly
 _RADII, _INDICES = (0.75, 0.85, 0.93, 1.0, 1.07, 1.15, 1.3, 1.5), (1.0, 2.5)
 # of fits from a network's estimate, and of those from a fit: by then they hardly move, or will not end
 _STEPS, _FEW = 30, 15
+_PRIOR_SEED = 0
 # share of the highest sensitivity of a frame's map above which its places count: on the arcs and beside them
 SEEN = 0.3
 # arcsec: a mass found farther from its place than that is another thing found
@@ -53,6 +54,8 @@ def around(estimate: dict[str, float], recipe: Recipe, view: View) -> dict[str, 
 def fit_view(view: View, recipe: Recipe, starts: dict[str, Tensor], image: Tensor | None = None) -> Fit:
     """The best smooth fit (of one image) to a frame, or to `image` [1, h, w] in its stead, from starts [s].
 
+    Best of the solutions that the starts end in is the least sum of chi-square and `unlikely`: a lens that hardly any
+    recipe would draw is not preferred for following a knot of the source a little better.
     The noise is the frame's and, as in `lenslib.ringfit`, a share of the arcs' brightness, which no smooth source has.
     """
     image = view.image if image is None else image
@@ -60,7 +63,17 @@ def fit_view(view: View, recipe: Recipe, starts: dict[str, Tensor], image: Tenso
     count = len(starts["lens_theta_E"])
     images, noise = image.expand(count, 1, -1, -1), deviation.masked_fill(view.mask, torch.inf)
     fits = refine(through(view, recipe), images, starts, noise.expand(count, -1, -1, -1), _STEPS)
-    return picked(fits, int(fits.chi_square.argmin()))
+    return picked(fits, int((fits.chi_square + unlikely(recipe, fits.params)).argmin()))
+
+
+def unlikely(recipe: Recipe, params: dict[str, Tensor]) -> Tensor:
+    """How far smooth lenses [n] lie from those that a recipe draws: the squared distances from its means in its widths,
+    summed over what is fitted but the brightness, whose unit is the frame's. [n]"""
+    model = SmoothModel(recipe)
+    _, drawn, _ = model.recipe.draw(_PRIOR_SEED, 0)
+    usual = model.pack({name: torch.as_tensor(drawn[name], dtype=torch.float32) for name in model.names})
+    away = (model.pack(params) - usual.mean(0)) / usual.std(0).clamp(min=1e-6)
+    return (away**2)[:, [k for k, name in enumerate(model.names) if name != "amp"]].sum(1)
 
 
 def picked(fit: Fit, row: int) -> Fit:

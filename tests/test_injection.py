@@ -20,9 +20,11 @@ from lenslib.injection import (
     subhalos,
     thresholds,
     truncation,
+    unlikely,
 )
 from lenslib.lens_maps import convergence, jacobian
 from lenslib.priors import Prior
+from lenslib.refine import SmoothModel
 from lenslib.simulate import render
 
 
@@ -111,6 +113,17 @@ def test_a_fit_from_a_poor_estimate_finds_the_lens(recipe, frames):
     # wider than needed: the noise allowed for is larger than that drawn
     assert np.abs(pulls).max() < 4
     assert np.std(pulls) < 1.5
+
+
+def test_lenses_that_a_recipe_draws_are_likely_and_others_are_not(recipe):
+    """Of normal deviates the sum of squares is their number; drawn lenses are near enough to that."""
+    _, drawn, _ = recipe.draw(1, 0)
+    params = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in drawn.items()}
+    count = len(SmoothModel(recipe).names) - 1
+    usual = unlikely(recipe, params)
+    assert float(usual.mean()) == pytest.approx(count, rel=0.2)
+    torch.testing.assert_close(unlikely(recipe, params | {"amp": 3 * params["amp"]}), usual)
+    assert float(unlikely(recipe, params | {"lens_e1": torch.full_like(params["lens_e1"], 0.8)}).min()) > count
 
 
 def test_convergence_is_that_of_the_deflection(recipe, frames):
