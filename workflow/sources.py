@@ -17,6 +17,7 @@ VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", 
 VIEWS += ["weights.py", "validation.py", "export.py", "demo*.py", "commands_*.py", "redraw.py", "onnx_files.py"]
 VIEWS += ["shift.py", "adaptation.py", "stand_ins.py"]
 VIEWS += ["frame_views.py", "frame_network.py", "injection.py"]
+VIEWS += ["blind.py", "wrong_models.py", "network_starts.py"]
 # What fits smooth lenses to images that are drawn.
 FITTING = ["refine.py", "residuals.py", "mass_maps.py"]
 # What begins when the images are drawn.
