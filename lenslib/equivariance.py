@@ -24,7 +24,7 @@ def narrowed(name: str, share: float, num_outputs: int, image_size: int, **optio
     The first hidden layer of VGG16, where nine tenths of its weights are, has 512 units in place of 4096, and of these
     the share.
 
-    InputError for a share that is not above 0 and at most 1, or that leaves a network no channel.
+    InputError for a share that is not from 1/64 to 1.
     """
     if not 1 / 64 <= share <= 1:
         raise InputError(f"share must be from 1/64 to 1, not {share}")
