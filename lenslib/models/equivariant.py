@@ -63,7 +63,7 @@ for _name, _order, _mirrors in (
     },
 )
 def c8_steerable_cnn(num_outputs: int, image_size: int, in_chans: int, **options) -> nn.Module:
-    """Options `order` (8), `mask` and `flatten` (False): see lenslib.models.steerable.C8SteerableCNN."""
+    """Options `order` (8), `mask` and `flatten` (False), `width` (1): see lenslib.models.steerable.C8SteerableCNN."""
     from lenslib.models.steerable import C8SteerableCNN
 
     return _quietly(C8SteerableCNN, num_outputs, image_size, in_chans, **options)

@@ -89,7 +89,7 @@ class Mean(nn.Module):
 
 
 class C8SteerableCNN(SteerableCNN):
-    """The network of e2cnn's example at its full width, with its third pooling and its head.
+    """The network of e2cnn's example, at its full width unless `width` is less, with its third pooling and its head.
 
     The example's last map has one pixel; here the head sees the mean over the map. `mask` blackens the corners, as the
     example does. Among lens finders it was met with `order=4, mask=True, flatten=True`: four turns in place of eight,
@@ -104,8 +104,9 @@ class C8SteerableCNN(SteerableCNN):
         order: int = 8,
         mask: bool = False,
         flatten: bool = False,
+        width: float = 1.0,
     ):
-        super().__init__(order, False, num_outputs, image_size, in_chans, width=1)
+        super().__init__(order, False, num_outputs, image_size, in_chans, width)
         *layers, pool = self.blocks.children()
         first = [enn.MaskModule(self.input_type, image_size, margin=1)] if mask else []
         third = enn.PointwiseAvgPoolAntialiased(layers[-1].out_type, sigma=0.66, stride=1, padding=0)
@@ -115,7 +116,7 @@ class C8SteerableCNN(SteerableCNN):
         side = (
             -(-(image_size - 4) // 2 ** len(STRIDE_AFTER)) - 2 - 4
         )  # the last kernel takes 2 pixels off, the pooling 4
-        features = FIELDS[-1] * (side**2 if flatten else 1)
+        features = max(1, round(width * FIELDS[-1])) * (side**2 if flatten else 1)
         self.head = nn.Sequential(
             nn.Linear(features, 64), nn.BatchNorm1d(64), nn.ELU(inplace=True), nn.Linear(64, num_outputs)
         )

@@ -101,6 +101,7 @@ def test_sizes_that_break_the_symmetry_are_refused():
         ("d4_steerable", 37, {"width": 0.1}),
         ("c8_steerable_cnn", 33, {"order": 2, "mask": True, "flatten": True}),
         ("c8_steerable_cnn", 33, {"order": 2}),
+        ("c8_steerable_cnn", 33, {"width": 0.05, "mask": True, "flatten": True}),
     ],
 )
 def test_plain_convolutions_say_the_same(name, size, options):
