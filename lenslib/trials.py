@@ -63,12 +63,14 @@ def fit(
 
 def slimmed(model: str, width: float, num_outputs: int, image_size: int, in_chans: int = 1) -> nn.Module:
     """A ResNet of the registry, or vgg16_bn, with the share `width` of the channels of every convolution, but for those
-    that timm fixes: the first of a ResNet, and the last hidden layer of a VGG.
+    that timm fixes: the first of a ResNet (so that its first shortcut has a convolution, to fewer), and the last hidden
+    layer of a VGG.
 
-    InputError for other models, and for a width that leaves no channel or is above 1.
+    InputError for other models, and for a width above 1, or below 1/8: of fewer than eight channels, oneDNN's kernels
+    crash on some processors.
     """
-    if not 1 / 16 <= width <= 1:
-        raise InputError(f"width must be a share from 1/16 to 1, not {width}")
+    if not 1 / 8 <= width <= 1:
+        raise InputError(f"width must be a share from 1/8 to 1, not {width}")
     if model == "vgg16_bn":
         from timm.models.vgg import VGG, cfgs
 
