@@ -6,6 +6,7 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -159,12 +160,48 @@ def loss_curves(
     return figure
 
 
-def intervals(rows: Sequence[tuple[str, Mapping[str, float]]], label: str) -> Figure:
-    """Values with their intervals, one row each; `rows` holds (name, {"value", "low", "high"})."""
+def loss_multiples(
+    histories: Mapping[str, "object"],
+    columns: int = 4,
+    loss: str = "cross entropy",
+    score: str = "validation macro AUC",
+) -> Figure:
+    """As `loss_curves`, a small panel each: loss (dashed: training) to the left, validation score to the right."""
+    columns = min(columns, len(histories))
+    rows = -(-len(histories) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(histories) :]:
+        axis.axis("off")
+    for axis, (label, history) in zip(axes.flat, histories.items(), strict=False):
+        scale = axis.twinx()
+        axis.plot(history["epoch"], history["train_loss"], "--.", ms=4, color=COLOURS[0])
+        axis.plot(history["epoch"], history["val_loss"], "-o", ms=3, color=COLOURS[0])
+        scale.plot(history["epoch"], history["val_score"], "-s", ms=3, color=COLOURS[1])
+        scale.set_ylim(0.4, 1.02)
+        axis.set_title(label, fontsize=8)
+        for side, colour in ((axis, COLOURS[0]), (scale, COLOURS[1])):
+            side.tick_params(axis="y", labelsize=7, colors=colour)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel(f"{loss} (dashed: training)", fontsize=9, color=COLOURS[0])
+    figure.text(1.0, 0.5, score, rotation=270, ha="left", va="center", fontsize=9, color=COLOURS[1])
+    return figure
+
+
+def intervals(
+    rows: Sequence[tuple[str, Mapping[str, float]]], label: str, ticks: Mapping[str, Sequence[float]] | None = None
+) -> Figure:
+    """Values with their intervals, one row each; `rows` holds (name, {"value", "low", "high"}).
+
+    `ticks`: by name, values without intervals that stand in the same row.
+    """
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.34 * len(rows)), layout="constrained")
-    for place, (_, metric) in enumerate(rows):
+    for place, (name, metric) in enumerate(rows):
         errors = [[metric["value"] - metric["low"]], [metric["high"] - metric["value"]]]
         axis.errorbar(metric["value"], -place, xerr=errors, fmt="o", ms=4, capsize=3, color=COLOURS[0])
+        more = (ticks or {}).get(name, ())
+        axis.plot(more, [-place] * len(more), "|", ms=9, color=COLOURS[4])
     axis.set_yticks([-place for place in range(len(rows))], [name for name, _ in rows], fontsize=8)
     axis.set_xlabel(label)
     axis.grid(axis="x", alpha=0.3)

@@ -1,0 +1,146 @@
+"""Trainings that differ in one thing: the same lenses for all, several random starts each, one judgement of each.
+
+fitted = fit("resnet18", images, labels, Settings(seed=0))
+metrics = judge(labels, {"all": [scores, scores], "no flips": [scores, scores]}, against={"no flips": "all"})
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lenslib.dataset import resize
+from lenslib.errors import InputError, unknown
+from lenslib.metrics import macro_auc
+from lenslib.models import create_model, model_info
+from lenslib.models.heads import starting_network
+from lenslib.resampling import (
+    RESAMPLES,
+    Resampled,
+    check_scores,
+    classes_present,
+    interval,
+    macro,
+    mean,
+    no_surer,
+    once,
+    room_at_one,
+)
+from lenslib.settings import Settings
+from lenslib.training import Trained, predict_logits, train
+
+HELD_OUT = 0.1
+
+
+def fit(
+    model: str,
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    rates: Sequence[float] = (),
+    width: float = 1.0,
+) -> Trained:
+    """A registered model trained on prepared images [n, c, size, size] and their labels [n], of which every class must
+    be there; the last tenth, one image at least, is held out and chooses the epoch.
+
+    Of several `rates` of learning each is tried, and the held-out images choose that too. `width` is that of `slimmed`.
+    InputError as `starting_network`, `slimmed` and `train`, and for labels without images to hold out.
+    """
+    if len(labels) < 2:
+        raise InputError(f"{len(labels)} images cannot be trained on and chosen by: give two or more")
+    kept, info, tried = len(labels) - max(1, int(HELD_OUT * len(labels))), model_info(model), []
+    shape = int(labels.max()) + 1, images.shape[-1], images.shape[1]
+    for rate in rates or [settings.learning_rate]:
+        torch.manual_seed(settings.seed)
+        network = slimmed(model, width, *shape) if width != 1 else starting_network(model, *shape, settings.weights)
+        parts = (images[:kept], labels[:kept]), (images[kept:], labels[kept:])
+        facts = info.channels_last, info.precision
+        tried.append(train(network, *parts, replace(settings, learning_rate=rate), macro_auc, "auto", *facts))
+    return max(tried, key=lambda trained: trained.best["val_score"])
+
+
+def slimmed(model: str, width: float, num_outputs: int, image_size: int, in_chans: int = 1) -> nn.Module:
+    """A ResNet of the registry, or vgg16_bn, with the share `width` of the channels of every convolution, but for those
+    that timm fixes: the first of a ResNet (so that its first shortcut has a convolution, to fewer), and the last hidden
+    layer of a VGG.
+
+    InputError for other models, and for a width above 1, or below 1/8: of fewer than eight channels, oneDNN's kernels
+    crash on some processors.
+    """
+    if not 1 / 8 <= width <= 1:
+        raise InputError(f"width must be a share from 1/8 to 1, not {width}")
+    if model == "vgg16_bn":
+        from timm.models.vgg import VGG, cfgs
+
+        layers = [layer if layer == "M" else round(layer * width) for layer in cfgs["vgg16"]]
+        return VGG(layers, num_outputs, in_chans, mlp_ratio=width, norm_layer=nn.BatchNorm2d)
+    if not model.startswith("resnet"):
+        raise InputError(f"{model} has no narrower form here: ResNets and vgg16_bn have, others take width 1")
+    channels = tuple(round(count * width) for count in (64, 128, 256, 512))
+    return create_model(model, num_outputs, image_size, in_chans, channels=channels)
+
+
+def probabilities(trained: Trained, images: Tensor) -> np.ndarray:
+    """Of each class, [n, classes], for prepared images [n, c, size, size]."""
+    return predict_logits(trained.model, images).softmax(1).numpy()
+
+
+def as_photographs(images: Tensor, size: int, channels: int = 1) -> Tensor:
+    """Images [n, 1, h, w] as the published trainings showed them: each scaled so that its pixels run from 0 to 1, in so
+    many equal channels of `size` pixels a side; light is interpolated where the image grows."""
+    least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    scaled = (images - least) / (most - least).clamp(min=1e-30)
+    return resize(scaled, size).expand(-1, channels, -1, -1)
+
+
+def slug(name: str) -> str:
+    """The name of a trial as a field of a record has it."""
+    return name.replace(", ", "_").replace(" ", "_").replace("-", "_")
+
+
+def judge(
+    labels: np.ndarray,
+    scores: Mapping[str, Sequence[np.ndarray]],
+    against: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> dict[str, float | dict[str, float]]:
+    """Metrics of trials: scores [n, classes] of each random start by the trial's name, for the same labels [n].
+
+    By the `slug` of a name: the macro AUC and, as `.._accuracy`, the accuracy, means over the random starts, with 95 %
+    intervals over resampled test sets (of the mean: the scatter of starts is no part of them); `.._seed0`, .. are the
+    macro AUCs of the starts; `.._change` is the macro AUC less that of the trial that `against` names for it, on the
+    same resamples.
+    InputError for scores that are no probabilities, trials without any, one class alone, and unknown names.
+    """
+    metrics, draws = {}, {}
+    for name, several in scores.items():
+        own, draws[name] = _judged(name, labels, several, seed)
+        metrics |= {f"{slug(name)}{part}": metric for part, metric in own.items()}
+    for name, base in (against or {}).items():
+        for each in (name, base):
+            if each not in scores:
+                raise unknown("trial", each, scores)
+        change = metrics[slug(name)]["value"] - metrics[slug(base)]["value"]
+        metrics[f"{slug(name)}_change"] = interval(change, draws[name] - draws[base])
+    return metrics
+
+
+def _judged(name: str, labels: np.ndarray, several: Sequence[np.ndarray], seed: int) -> tuple[dict, np.ndarray]:
+    """Of one trial its metrics by what is put behind its name, and its macro AUC in each resample."""
+    if not len(several):
+        raise InputError(f"'{name}' has no scores: give those of one random start or more")
+    for one in several:
+        check_scores(labels, one)
+    count, present = len(labels), classes_present(labels, several[0].shape[1])
+    if not present:
+        raise InputError("images of one class alone have no AUC")
+    areas, right = [macro(labels, one) for one in several], np.mean([one.argmax(1) == labels for one in several], 0)
+    *drawn, accuracies = Resampled(count, seed, RESAMPLES).over(*areas, mean(right))
+    draws = np.mean([area[:, 0] for area in drawn], axis=0)
+    aucs = [float(once(count, area)[0]) for area in areas]
+    room = np.mean([room_at_one((labels == k).sum(), (labels != k).sum()) for k in present])
+    own = {"": no_surer(interval(np.mean(aucs), draws), float(room))}
+    own["_accuracy"] = no_surer(interval(right.mean(), accuracies), room_at_one(count / 2, count / 2))
+    return own | {f"_seed{k}": auc for k, auc in enumerate(aucs)}, draws
