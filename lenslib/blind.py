@@ -3,8 +3,8 @@
 found = blind_ceiling(recipe, count=64, draws=16384)
 found["any_least_auc"], found["any_most_auc"]      # what nobody exceeds lies between these two
 
-The oracle of `lenslib.ceiling` is told the template of each lens. This observer is told the smooth lens, the source and
-the noise, and how the recipe draws substructure, but not what was drawn. By the lemma of Neyman & Pearson (1933, Phil.
+The oracle of `lenslib.ceiling` is told the template of each lens. This observer is told the noise, the smooth lens and
+the source, and how the recipe draws substructure, but not what was drawn. By the lemma of Neyman & Pearson (1933, Phil.
 Trans. R. Soc. A 231, 289) no test does better than the likelihood ratio, averaged over all that could have been drawn,
 
     Lambda_k(x) = < exp(x T - |T|^2 / 2) >  over the templates T of class k,
@@ -14,6 +14,9 @@ sigma, of a source S, a deflection alpha and the blurring B, less what small cha
 imitate. So a template is a sum over cells of the sky of the mass there, times what a unit mass there does. A subhalo
 counts to the nearest cell, and a string is spread over those that it crosses.
 
+Like the oracle, this observer knows lens and source but for small changes, of whatever size: who knows how the recipe
+draws these too could gain a little more.
+
 The mean is taken over finitely many draws, and bounds it from both sides. *Least*: the true template is none of them;
 the mean is some test, and no test beats the likelihood ratio. *Most*: the true template stands in for one of them. That
 is the likelihood ratio of one who is told a set of templates that holds the true one, and who is told more does no
@@ -21,6 +24,7 @@ worse. Both tend to the blind ceiling as draws are added, the sooner the fewer n
 """
 
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -29,6 +33,7 @@ from scipy.sparse import csr_array
 from scipy.special import logsumexp
 from torch import Tensor
 
+from lenslib.ceiling import templates as rendered_templates
 from lenslib.ceiling import varied_names
 from lenslib.errors import InputError
 from lenslib.instruments import blur, convolve_dense
@@ -80,9 +85,10 @@ class Cells:
         change = -(slope_x * dx + slope_y * dy) / (dx**2 + dy**2) * self.scale**2
         return blur(change, self.recipe.instrument.psf, self.scale, by=convolve_dense).flatten(1)
 
-    def modes(self, params: Mapping[str, Tensor], varied: Iterable[str]) -> tuple[np.ndarray, float]:
+    def modes(self, params: Mapping[str, Tensor], varied: Iterable[str]) -> tuple[np.ndarray, np.ndarray, float]:
         """[cells, modes]: what a unit mass in each cell leaves of one lens's image when small changes of the `varied`
-        parameters have taken up what they can, along the directions that show most of it, and their share of it."""
+        parameters have taken up what they can, along the directions that show most of it; these directions, [pixels,
+        modes]; and their share of it."""
         model = SmoothModel(self.recipe)
         numbers = model.pack(dict(params))
         image = model.images(numbers).view(1, 1, *self.x.shape)
@@ -90,9 +96,13 @@ class Cells:
         slopes = model.slopes(numbers)[0][[name in varied for name in model.names]] / noise
         lit, responses = image.flatten() > _LIT * noise, self.responses(params, noise)
         left = without(slopes[:, lit], responses[:, lit])
-        _, _, directions = torch.svd_lowrank(left, q=min(_MODES, *left.shape), niter=1)
-        modes, all_of_it = left @ directions, without(slopes, responses).square().sum()
-        return modes.numpy(), float(modes.square().sum() / all_of_it)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, found = torch.svd_lowrank(left, q=min(_MODES, *left.shape), niter=1)
+        directions = found.new_zeros(len(lit), found.shape[1])
+        directions[lit] = found
+        modes, all_of_it = left @ found, without(slopes, responses).square().sum()
+        return modes.numpy(), directions.numpy(), float(modes.square().sum() / all_of_it)
 
     def shares(self, pieces: Mapping[str, np.ndarray]) -> csr_array:
         """Mass [draws, cells] of a population's pieces, see `lenslib.substructure`."""
@@ -152,27 +162,37 @@ def blind_ceiling(
     Of `count` lenses, with `images` images of every class each: `<name>_least_auc`, `<name>_most_auc` and
     `<name>_known_auc`, of one who is told the templates, for any substructure and each class of it against none.
     `<name>_quarter_least_auc` and so on are from a quarter of the draws: they say whether more draws would help.
+    `<name>_rendered_auc`: of the test of `least` on what a fit leaves of images that the recipe renders, of `images`
+    noises each: no first order in these images, so that an AUC is found that can be reached. `<class>_chi_square` and
+    `<class>_rendered_chi_square`: what substructure leaves to first order and as rendered, medians over lenses.
     `kept`: the smallest share of the responses' power in the directions of the image that are looked at.
     InputError for fewer than two lenses or four draws, and for a recipe without noise, without classes with and without
-    substructure, or with substructure other than points and strings.
+    substructure, with lenses that differ by class, or with substructure other than points and strings.
     """
     having = _check(recipe, count, draws)
     params = smooth(recipe).sample(count, seed, noise=False).params
     cells, varied = Cells(recipe), varied_names(recipe, params)
-    found, kept = {name: [] for name in ("least", "most", "known", "quarter_least", "quarter_most")}, []
+    rendered = {label: part for label, (part, _) in rendered_templates(recipe, count, seed).items()}
+    found, kept, power = defaultdict(list), [], defaultdict(list)
     for i in range(count):
         own = {name: value[i : i + 1] for name, value in params.items()}
-        modes, share = cells.modes(own, varied)
+        modes, directions, share = cells.modes(own, varied)
         drawn = [cells.shares(pieces(recipe, label, own, draws + images, [seed, i])) @ modes for label in having]
         truths, templates = [part[draws:] for part in drawn], [part[:draws] for part in drawn]
         noise = np.random.default_rng([seed, i]).standard_normal((1 + len(having), *truths[0].shape), np.float32)
         few = likelihoods([part[: draws // 4] for part in templates], truths, noise)
+        real = [np.tile(rendered[label][i] @ directions, (images, 1)) for label in having]
         for name, value in likelihoods(templates, truths, noise).items():
             found[name].append(value)
         for name in ("least", "most"):
             found[f"quarter_{name}"].append(few[name])
+        found["rendered"].append(likelihoods(templates, real, noise)["least"])
+        for label, part in zip(having, truths, strict=True):
+            power[f"{label}_chi_square"].append(np.median((part**2).sum(1)))
+            power[f"{label}_rendered_chi_square"].append((rendered[label][i] ** 2).sum())
         kept.append(share)
     metrics = _aucs(having, {name: np.stack(values) for name, values in found.items()}, seed, resamples)
+    metrics |= {name: float(np.median(values)) for name, values in power.items()}
     return metrics | {"count": count, "images": images, "draws": draws, "kept": min(kept)}
 
 
@@ -218,6 +238,8 @@ def _check(recipe: Recipe, count: int, draws: int) -> tuple[str, ...]:
         raise InputError(f"{recipe.name} needs classes with and without substructure to tell apart")
     if recipe.instrument.noise.kind == "none" or recipe.instrument.divide_by_peak:
         raise InputError(f"{recipe.name}: the blind ceiling is for images with noise, not divided by their peak")
+    if recipe.by_class:
+        raise InputError(f"{recipe.name}: its classes have lenses of their own, which alone tell them apart")
     if extended := [label for label in having if recipe.substructure.populations[label].profile not in PROFILES]:
         raise InputError(f"{recipe.name}: {', '.join(extended)} is neither of {' nor of '.join(PROFILES)}s")
     return having

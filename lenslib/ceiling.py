@@ -25,7 +25,6 @@ out too high and stays a limit; such fits are counted.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -119,26 +118,39 @@ def leftovers(
     """
     _check(recipe, count, by)
     substructured = np.array([label in recipe.substructure.populations for label in recipe.classes])
-    converged = np.ones((count, len(recipe.classes)), bool)
-    if recipe.instrument.noise.kind == "none":
-        return Leftovers(recipe.classes, substructured, None, converged)
+    converged, gram = np.ones((count, len(recipe.classes)), bool), None
+    if recipe.instrument.noise.kind != "none":
+        gram = np.zeros((count, len(recipe.classes), len(recipe.classes)))
+        found = templates(recipe, count, seed, by, all_unknown, steps)
+        for label, (part, ended) in found.items():
+            k = recipe.classes.index(label)
+            converged[:, k] = ended
+            for other, (their, _) in found.items():
+                gram[:, k, recipe.classes.index(other)] = np.einsum("np,np->n", part, their, dtype=np.float64)
+    return Leftovers(recipe.classes, substructured, gram, converged)
+
+
+@torch.no_grad()
+def templates(
+    recipe: Recipe, count: int, seed: int = 0, by: str = "refit", all_unknown: bool = False, steps: int = 60
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By class with substructure the templates [count, pixels] of `leftovers`, which says what the arguments are, and
+    whether each fit has converged, bool [count]."""
     params = smooth(recipe).sample(count, seed, noise=False).params
     model, varied = SmoothModel(recipe), varied_names(recipe, params)
     if len(varied) < len(model.names) and not all_unknown:
         model = _Known(recipe, varied)
     numbers, parts = model.pack(params), {}
-    for k in np.flatnonzero(substructured):
-        drawn = only(recipe, recipe.classes[k]).sample(count, seed, noise=False)
+    for label in (label for label in recipe.classes if label in recipe.substructure.populations):
+        drawn = only(recipe, label).sample(count, seed, noise=False)
         deviation = recipe.instrument.noise.deviation(drawn.images, drawn.params)
         if by == "refit":
             fit = fit_all(model, drawn.images, deviation, numbers, steps, progress=False)
-            parts[k], converged[:, k] = fit.residual.flatten(1).numpy(), fit.converged
+            parts[label] = fit.residual.flatten(1).numpy(), fit.converged.numpy()
         else:
-            parts[k] = _to_first_order(model, drawn.images, deviation, numbers, by == "priors_known")
-    gram = np.zeros((count, len(recipe.classes), len(recipe.classes)))
-    for k, other in product(parts, parts):
-        gram[:, k, other] = np.einsum("np,np->n", parts[k], parts[other], dtype=np.float64)
-    return Leftovers(recipe.classes, substructured, gram, converged)
+            found = _to_first_order(model, drawn.images, deviation, numbers, by == "priors_known")
+            parts[label] = found, np.ones(count, bool)
+    return parts
 
 
 def _check(recipe: Recipe, count: int, by: str) -> None:

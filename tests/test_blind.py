@@ -124,9 +124,10 @@ def test_bounds_keep_their_order_and_a_mass_of_nothing_tells_nothing(small_match
     recipe = small_matched({"substructure.mass_fraction": 0.005, "instrument.noise.peak_snr": 25.0})
     found = blind_ceiling(recipe, 6, 4096, 50, resamples=50)
     for name in ("any", "cdm", "vortex"):
-        value = {bound: found[f"{name}_{bound}_auc"]["value"] for bound in ("least", "most", "known")}
+        value = {bound: found[f"{name}_{bound}_auc"]["value"] for bound in ("least", "most", "known", "rendered")}
         assert 0.5 < value["least"] <= value["most"] + 0.02
         assert value["most"] <= value["known"] + 0.02
+        assert value["rendered"] > 0.5
     light = small_matched({"substructure.mass_fraction": 1e-6})
     found = blind_ceiling(light, 6, 64, 100, resamples=50)
     # 600 images of a class: a standard error of 0.02
@@ -140,6 +141,7 @@ def test_bounds_keep_their_order_and_a_mass_of_nothing_tells_nothing(small_match
         ({"instrument.noise": {"kind": "none"}}, (4, 64), "noise"),
         ({"classes": ["no_sub"], POPULATIONS: {}}, (4, 64), "with and without"),
         ({f"{POPULATIONS}.cdm.profile": "pseudo_jaffe"}, (4, 64), "cdm is neither"),
+        ({"by_class": {"cdm": {"shear": {"gamma1": 0.1, "gamma2": 0.0}}}}, (4, 64), "of their own"),
     ],
 )
 def test_what_has_no_blind_ceiling_is_refused(changes, sizes, said):
