@@ -46,10 +46,15 @@ def fit(
     be there; the last tenth, one image at least, is held out and chooses the epoch.
 
     Of several `rates` of learning each is tried, and the held-out images choose that too. `width` is that of `slimmed`.
-    InputError as `starting_network`, `slimmed` and `train`, and for labels without images to hold out.
+    InputError as `starting_network`, `slimmed` and `train`, for labels without images to hold out or with a class that
+    has none, and for weights of a narrower network.
     """
     if len(labels) < 2:
         raise InputError(f"{len(labels)} images cannot be trained on and chosen by: give two or more")
+    if (labels < 0).any() or len(labels.unique()) <= int(labels.max()):
+        raise InputError("labels must be 0 and up, and every class among the images must have some")
+    if width != 1 and settings.weights:
+        raise InputError(f"a narrower {model} cannot begin with weights: take width 1, or none")
     kept, info, tried = len(labels) - max(1, int(HELD_OUT * len(labels))), model_info(model), []
     shape = int(labels.max()) + 1, images.shape[-1], images.shape[1]
     for rate in rates or [settings.learning_rate]:

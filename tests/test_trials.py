@@ -1,5 +1,7 @@
 """Laws of trials: what is said of several starts, against figures of the library, and what each is trained from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -135,11 +137,16 @@ BRIEF = Settings(epochs=2, batch_size=9, learning_rate=4e-3, augment="none")
 
 
 def test_of_several_rates_the_held_out_images_choose(lenses):
-    # at a rate of nothing a network stays what it was
-    tried = fit("small_cnn", *lenses, BRIEF, rates=(1e-12, 4e-3))
-    alone = [fit("small_cnn", *lenses, BRIEF, rates=(rate,)) for rate in (1e-12, 4e-3)]
-    assert tried.best["val_score"] == max(one.best["val_score"] for one in alone)
-    assert probabilities(tried, lenses[0]).shape == (30, 3)
+    images, labels = (part.repeat(7, *[1] * (part.ndim - 1)) for part in lenses)
+    # of wrong labels nothing can be learned but by heart, so that the held-out scores of the rates differ
+    labels = labels[torch.randperm(210, generator=torch.Generator().manual_seed(1))]
+    rates = (1e-12, 4e-3)  # at a rate of nothing a network stays what it was
+    alone = [fit("small_cnn", images, labels, BRIEF, rates=(rate,)).best["val_score"] for rate in rates]
+    assert alone[0] != alone[1]
+    for order in (rates, rates[::-1]):
+        tried = fit("small_cnn", images, labels, BRIEF, rates=order)
+        assert tried.best["val_score"] == max(alone)
+    assert probabilities(tried, images).shape == (210, 3)
 
 
 def test_the_last_tenth_is_never_trained_on(lenses):
@@ -165,6 +172,13 @@ def test_of_a_frozen_network_the_last_layer_alone_moves(lenses, tmp_path):
     assert moved <= set(last)
 
 
-def test_one_image_is_too_few(lenses):
+def test_what_cannot_be_trained_is_refused(lenses):
+    images, labels = lenses
     with pytest.raises(InputError, match="give two or more"):
-        fit("small_cnn", lenses[0][:1], lenses[1][:1], BRIEF)
+        fit("small_cnn", images[:1], labels[:1], BRIEF)
+    with pytest.raises(InputError, match="every class"):
+        fit("small_cnn", images, labels * 2, BRIEF)
+    with pytest.raises(InputError, match="every class"):
+        fit("small_cnn", images, labels - 1, BRIEF)
+    with pytest.raises(InputError, match="cannot begin with weights"):
+        fit("resnet18", images, labels, replace(BRIEF, weights="imagenet"), width=0.25)

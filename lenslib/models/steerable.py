@@ -56,7 +56,9 @@ class SteerableCNN(nn.Module):
         if mirrors:
             repair_mirrored_groups()
         gspace = gspaces.FlipRot2dOnR2(N=order) if mirrors else gspaces.Rot2dOnR2(N=order)
-        width = width or 2 / gspace.fibergroup.order()
+        width = 2 / gspace.fibergroup.order() if width is None else width
+        if not 0 < width <= 1:
+            raise InputError(f"width must be a share above 0 and up to 1, not {width}")
         fields = [max(1, round(width * count)) for count in FIELDS]
         self.image_size = image_size
         self.input_type = enn.FieldType(gspace, in_chans * [gspace.trivial_repr])

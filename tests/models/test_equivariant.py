@@ -137,3 +137,9 @@ def test_repair_of_e2cnn_is_still_needed():
         np.array(1.0, copy=False)
     assert "copy=False" in inspect.getsource(e2cnn.kernels.utils), "remove repair_mirrored_groups"
     assert ".tostring()" in inspect.getsource(e2cnn.kernels.irreps_basis), "remove repair_mirrored_groups"
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, 1.5])
+def test_a_width_that_is_no_share_is_refused(width):
+    with pytest.raises(InputError, match="width must be a share"):
+        create_model("c8_steerable_cnn", 3, 97, width=width)
