@@ -223,6 +223,16 @@ class Records:
             raise unknown(f"model in the records of {task}.{recipe}", model, {run.model for run in runs})
         return self._best_profile(chosen)
 
+    def with_file(self, task: str, recipe: str, model: str, name: str) -> Run:
+        """The first run of one model on one recipe, of the best profile down, that has a file: weights of large networks
+        are not in every record."""
+        self.select(task, recipe, model)
+        place = {"task": task, "recipe": recipe, "model": model}
+        found = [run for run in self.runs if all(getattr(run, key) == value for key, value in place.items())]
+        if not (having := [run for run in found if (run.folder / name).is_file()]):
+            raise InputError(f"no record of {task}.{recipe}.{model} has {name}; run the workflow that makes it")
+        return min(having, key=lambda run: self.profiles.index(run.profile))
+
     def table(self, task: str | None = None) -> pd.DataFrame:
         """One row a run: profile, task, recipe, model, seed, device, and each metric (`x`, `x_low`, `x_high`)."""
         rows = []

@@ -153,6 +153,20 @@ def test_the_best_profile_wins(write, tmp_path):
     assert Records(tmp_path, profiles=["test"]).lookup("classification.deeplense_1.small_cnn.macro_auc") == 0.5
 
 
+def test_weights_are_looked_for_from_the_best_profile_down(write, tmp_path):
+    write(profile="desk", predictions={"labels": np.arange(3)})
+    for profile in ("test", "laptop"):
+        (run := write(profile=profile, predictions={"labels": np.arange(3)})).path("predictions.npz")
+    (tmp_path / "desk/classification/deeplense_1/small_cnn/seed0/predictions.npz").unlink()
+    place = "classification", "deeplense_1", "small_cnn"
+    assert Records(tmp_path).select(*place)[0].profile == "desk"
+    assert Records(tmp_path).with_file(*place, "predictions.npz").folder == run.folder
+    with pytest.raises(InputError, match="has weights"):
+        Records(tmp_path).with_file(*place, "weights.safetensors")
+    with pytest.raises(InputError, match="unknown model"):
+        Records(tmp_path).with_file("classification", "deeplense_1", "resnet", "predictions.npz")
+
+
 def test_seeds_are_averaged(write, tmp_path):
     for seed, value in enumerate((1.0, 2.0, 6.0)):
         metric = {"value": value, "low": value - 1, "high": value + 2}
