@@ -224,8 +224,8 @@ class Records:
         return self._best_profile(chosen)
 
     def with_file(self, task: str, recipe: str, model: str, name: str) -> Run:
-        """The first run of one model on one recipe, of the best profile down, that has a file: weights of large networks
-        are not in every record."""
+        """The first run of one model on one recipe, of the best profile down, that has a file: not every record comes
+        with its network's weights."""
         self.select(task, recipe, model)
         place = {"task": task, "recipe": recipe, "model": model}
         found = [run for run in self.runs if all(getattr(run, key) == value for key, value in place.items())]
