@@ -73,7 +73,7 @@ def drawing(run: Run) -> tuple[Recipe, int, int]:
     if "test_recipe" in given:
         return parse_recipe(given["test_recipe"], str(run.folder)), given["test_seed"], given["test_start"]
     name, path = run.recipe.removesuffix(SUFFIX), WORKFLOW / f"{run.profile}.yaml"
-    sets = parse_yaml(path.read_text()).get("data_sets", {}) if path.is_file() else {}
+    sets = parse_yaml(path.read_text(), aliases=True).get("data_sets", {}) if path.is_file() else {}
     found = next((one for key, one in sets.items() if Path(key).stem == name), None)
     if found is None or found["test"]["count"] != given.get("test_count"):
         raise InputError(f"{run.folder}: its record does not say how its test set was drawn: train again")

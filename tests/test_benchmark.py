@@ -257,6 +257,7 @@ def test_a_set_that_is_another_is_refused(trained, tmp_path):
 
 
 def test_a_record_of_an_earlier_version_is_completed_by_its_profile():
+    """Profiles may name lines and use them again."""
     run = load_run("results/desk/classification/matched_hst_one_percent/small_cnn/seed0")
     recipe, seed, start = drawing(run)
     assert (recipe.name, seed, start) == ("matched_hst_one_percent", 2, 0)
