@@ -182,7 +182,7 @@ def loss_multiples(
         for side, colour in ((axis, COLOURS[0]), (scale, COLOURS[1])):
             side.tick_params(axis="y", labelsize=7, colors=colour)
         axis.tick_params(axis="x", labelsize=7)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel(f"{loss} (dashed: training)", fontsize=9, color=COLOURS[0])
     figure.text(1.0, 0.5, score, rotation=270, ha="left", va="center", fontsize=9, color=COLOURS[1])
