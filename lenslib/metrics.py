@@ -13,6 +13,7 @@ from lenslib.resampling import (
     classes_present,
     interval,
     macro,
+    macro_room,
     mean,
     no_surer,
     once,
@@ -93,8 +94,7 @@ def macro_auc_interval(labels: np.ndarray, scores: np.ndarray, seed: int = 0) ->
     if not present:
         raise InputError("images of one class alone have no AUC")
     draws = Resampled(len(labels), seed, RESAMPLES).over(statistic)[0][:, 0]
-    room = float(np.mean([_rooms(labels == k)[0] for k in present]))
-    return no_surer(interval(once(len(labels), statistic)[0], draws), room)
+    return no_surer(interval(once(len(labels), statistic)[0], draws), macro_room(labels, present))
 
 
 def _rooms(positive: np.ndarray) -> list[float]:

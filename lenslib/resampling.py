@@ -141,6 +141,11 @@ def room_at_one(right: float, wrong: float) -> float:
     return float(square / (square + 4 * right * wrong / (right + wrong)))
 
 
+def macro_room(labels: np.ndarray, present: Sequence[int]) -> float:
+    """`room_at_one` of a macro AUC: the mean over the classes `present`, each against the rest of `labels` [n]."""
+    return float(np.mean([room_at_one((labels == k).sum(), (labels != k).sum()) for k in present]))
+
+
 def no_surer(figure: dict[str, float], room: float) -> dict[str, float]:
     """`figure` with an interval that comes no nearer to one, or to zero, than `room`, see `room_at_one`."""
     return figure | {"low": min(figure["low"], 1 - room), "high": max(figure["high"], room)}

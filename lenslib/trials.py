@@ -23,6 +23,7 @@ from lenslib.resampling import (
     classes_present,
     interval,
     macro,
+    macro_room,
     mean,
     no_surer,
     once,
@@ -145,7 +146,6 @@ def _judged(name: str, labels: np.ndarray, several: Sequence[np.ndarray], seed: 
     *drawn, accuracies = Resampled(count, seed, RESAMPLES).over(*areas, mean(right))
     draws = np.mean([area[:, 0] for area in drawn], axis=0)
     aucs = [float(once(count, area)[0]) for area in areas]
-    room = np.mean([room_at_one((labels == k).sum(), (labels != k).sum()) for k in present])
-    own = {"": no_surer(interval(np.mean(aucs), draws), float(room))}
+    own = {"": no_surer(interval(np.mean(aucs), draws), macro_room(labels, present))}
     own["_accuracy"] = no_surer(interval(right.mean(), accuracies), room_at_one(count / 2, count / 2))
     return own | {f"_seed{k}": auc for k, auc in enumerate(aucs)}, draws
