@@ -1,5 +1,4 @@
-"""Whether a network's answer stands when its image is turned, and what turning an image made of pixels costs by itself;
-networks of the registry narrowed alike, to be compared at any cost.
+"""Whether a network's answer stands when its image is turned, and what turning an image made of pixels costs by itself.
 
 Images are turned at their own resolution, and cut and resampled for the network afterwards (`lenslib.dataset.prepare`).
 """
@@ -7,43 +6,11 @@ Images are turned at their own resolution, and cut and resampled for the network
 import numpy as np
 import torch
 from scipy.spatial.distance import pdist, squareform
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, rotate
 
 from lenslib.errors import InputError
-from lenslib.models import create_model
 from lenslib.resampling import RESAMPLES, Resampled, interval, mean
-
-STEERABLE = {"c4_steerable": 4, "c8_steerable": 8, "d4_steerable": 8, "d8_steerable": 16}  # elements of the group
-
-
-def narrowed(name: str, share: float, num_outputs: int, image_size: int, **options) -> nn.Module:
-    """A network for one channel that has a share of the channels of its convolutions: the steerable ones, `resnet18`
-    (but for its first layer) and `vgg16_bn`; others are built as they are. `options` go to `lenslib.create_model`.
-
-    The first hidden layer of VGG16, where nine tenths of its weights are, has 512 units in place of 4096, and of these
-    the share.
-
-    InputError for a share that is not from 1/64 to 1.
-    """
-    if not 1 / 64 <= share <= 1:
-        raise InputError(f"share must be from 1/64 to 1, not {share}")
-    if name in STEERABLE:
-        options["width"] = 2 * share / STEERABLE[name]
-    if name == "c8_steerable_cnn":
-        options["width"] = share
-    if name == "resnet18":
-        options["channels"] = tuple(round(share * channels) for channels in (64, 128, 256, 512))
-    if name == "vgg16_bn":
-        return _vgg16(share, num_outputs)
-    return create_model(name, num_outputs, image_size, **options)
-
-
-def _vgg16(share: float, num_outputs: int) -> nn.Module:
-    from timm.models.vgg import VGG, cfgs
-
-    layers = [layer if layer == "M" else round(share * layer) for layer in cfgs["vgg16"]]
-    return VGG(layers, num_outputs, in_chans=1, mlp_ratio=share / 8, norm_layer=nn.BatchNorm2d)
 
 
 def turned(images: Tensor, degrees: float) -> Tensor:

@@ -6,16 +6,20 @@ metrics = judge(labels, {"all": [scores, scores], "no flips": [scores, scores]},
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lenslib.dataset import resize
 from lenslib.errors import InputError, unknown
 from lenslib.metrics import macro_auc
-from lenslib.models import create_model, model_info
+from lenslib.models import model_info
 from lenslib.models.heads import starting_network
+from lenslib.models.narrow import narrowed
+from lenslib.records import Run, run_folder, write_run
 from lenslib.resampling import (
     RESAMPLES,
     Resampled,
@@ -41,51 +45,35 @@ def fit(
     labels: Tensor,
     settings: Settings,
     rates: Sequence[float] = (),
-    width: float = 1.0,
+    share: float = 1.0,
+    **options,
 ) -> Trained:
     """A registered model trained on prepared images [n, c, size, size] and their labels [n], of which every class must
     be there; the last tenth, one image at least, is held out and chooses the epoch.
 
-    Of several `rates` of learning each is tried, and the held-out images choose that too. `width` is that of `slimmed`.
-    InputError as `starting_network`, `slimmed` and `train`, for labels without images to hold out or with a class that
-    has none, and for weights of a narrower network.
+    Of several `rates` of learning each is tried, and the held-out images choose that too. `share` and `options` are
+    those of `lenslib.models.narrow.narrowed`.
+    InputError as `starting_network`, `narrowed` and `train`, for labels without images to hold out or with a class that
+    has none, and for weights of another form of the network.
     """
     if len(labels) < 2:
         raise InputError(f"{len(labels)} images cannot be trained on and chosen by: give two or more")
     if (labels < 0).any() or len(labels.unique()) <= int(labels.max()):
         raise InputError("labels must be 0 and up, and every class among the images must have some")
-    if width != 1 and settings.weights:
-        raise InputError(f"a narrower {model} cannot begin with weights: take width 1, or none")
+    whole = share == 1 and not options
+    if settings.weights and not whole:
+        raise InputError(f"a narrower or another form of {model} cannot begin with weights: take share 1, or none")
     kept, info, tried = len(labels) - max(1, int(HELD_OUT * len(labels))), model_info(model), []
     shape = int(labels.max()) + 1, images.shape[-1], images.shape[1]
     for rate in rates or [settings.learning_rate]:
         torch.manual_seed(settings.seed)
-        network = slimmed(model, width, *shape) if width != 1 else starting_network(model, *shape, settings.weights)
+        network = (
+            starting_network(model, *shape, settings.weights) if whole else narrowed(model, share, *shape, **options)
+        )
         parts = (images[:kept], labels[:kept]), (images[kept:], labels[kept:])
         facts = info.channels_last, info.precision
         tried.append(train(network, *parts, replace(settings, learning_rate=rate), macro_auc, "auto", *facts))
     return max(tried, key=lambda trained: trained.best["val_score"])
-
-
-def slimmed(model: str, width: float, num_outputs: int, image_size: int, in_chans: int = 1) -> nn.Module:
-    """A ResNet of the registry, or vgg16_bn, with the share `width` of the channels of every convolution, but for those
-    that timm fixes: the first of a ResNet (so that its first shortcut has a convolution, to fewer), and the last hidden
-    layer of a VGG.
-
-    InputError for other models, and for a width above 1, or below 1/8: of fewer than eight channels, oneDNN's kernels
-    crash on some processors.
-    """
-    if not 1 / 8 <= width <= 1:
-        raise InputError(f"width must be a share from 1/8 to 1, not {width}")
-    if model == "vgg16_bn":
-        from timm.models.vgg import VGG, cfgs
-
-        layers = [layer if layer == "M" else round(layer * width) for layer in cfgs["vgg16"]]
-        return VGG(layers, num_outputs, in_chans, mlp_ratio=width, norm_layer=nn.BatchNorm2d)
-    if not model.startswith("resnet"):
-        raise InputError(f"{model} has no narrower form here: ResNets and vgg16_bn have, others take width 1")
-    channels = tuple(round(count * width) for count in (64, 128, 256, 512))
-    return create_model(model, num_outputs, image_size, in_chans, channels=channels)
 
 
 def probabilities(trained: Trained, images: Tensor) -> np.ndarray:
@@ -131,6 +119,51 @@ def judge(
         change = metrics[slug(name)]["value"] - metrics[slug(base)]["value"]
         metrics[f"{slug(name)}_change"] = interval(change, draws[name] - draws[base])
     return metrics
+
+
+def record(
+    results: str | Path,
+    place: Mapping[str, str | int],
+    labels: np.ndarray,
+    scores: Mapping[str, Sequence[np.ndarray]],
+    trained: Mapping[str, Sequence[Trained]],
+    against: Mapping[str, str] | None = None,
+    metrics: Mapping | None = None,
+    **more,
+) -> None:
+    """Judge trials (`judge`) and write their record at `place`, which has profile, task, recipe, model and seed.
+
+    `trained` has networks of trials, one a random start: of the first are kept, by the `slug` of the trial's name, its
+    number of weights and its training rate as `.._weights` and `.._images_per_second`, its epochs and the scores it
+    gave; `seconds` are those of all starts. `metrics` come to those of `judge`; `more` is as `write_run` takes it.
+    """
+    found = judge(labels, scores, against, place["seed"]) | dict(metrics or {})
+    for name, networks in trained.items():
+        found[f"{slug(name)}_weights"] = sum(weight.numel() for weight in networks[0].model.parameters())
+        found[f"{slug(name)}_images_per_second"] = networks[0].images_per_second
+    more["parameters"] = more.get("parameters", {}) | {"test_count": len(labels)}
+    write_run(
+        run_folder(results, *place.values()),
+        **place,
+        metrics=found,
+        seconds={slug(name): sum(one.seconds for one in networks) for name, networks in trained.items()},
+        predictions={
+            "labels": labels,
+            "names": np.array(list(scores)),
+            "scores": np.stack([several[0] for several in scores.values()]).astype(np.float32),
+        },
+        history=[{"trial": name, **row} for name, networks in trained.items() for row in networks[0].history],
+        **more,
+    )
+
+
+def by_trial(run: Run) -> tuple[dict[str, pd.DataFrame], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """What `record` keeps of the first random start of each trial: epochs, and labels with scores, by its name."""
+    arrays, epochs = run.predictions(), run.history().groupby("trial", sort=False)
+    names = map(str, arrays["names"])
+    return dict(list(epochs)), {
+        name: (arrays["labels"], scores) for name, scores in zip(names, arrays["scores"], strict=True)
+    }
 
 
 def _judged(name: str, labels: np.ndarray, several: Sequence[np.ndarray], seed: int) -> tuple[dict, np.ndarray]:

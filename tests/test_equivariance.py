@@ -5,11 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
-from lenslib.equivariance import STEERABLE, narrowed, output_change, turned, turned_and_back
+from lenslib.equivariance import output_change, turned, turned_and_back
 from lenslib.errors import InputError
-from lenslib.models import create_model
 
 
 def blob(angle, size=64, sigma=4.0, away=12.0):
@@ -67,46 +65,3 @@ def test_outputs_that_cannot_be_compared_are_refused():
         output_change(np.zeros((1, 2)), np.zeros((1, 2)))
     with pytest.raises(InputError, match="same outputs for all"):
         output_change(np.ones((3, 2)), np.ones((3, 2)))
-
-
-def convolutions(network):
-    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-
-
-@pytest.mark.parametrize("name", [*STEERABLE, "resnet18", "small_cnn"])
-def test_the_whole_of_its_channels_is_the_network_of_the_registry(name):
-    shapes = [
-        {key: value.shape for key, value in network.state_dict().items()}
-        for network in (narrowed(name, 1.0, 3, 33), create_model(name, 3, 33))
-    ]
-    assert shapes[0] == shapes[1]
-
-
-def test_a_quarter_of_resnet_and_vgg_has_a_quarter_of_the_channels_of_their_kernels_of_3():
-    body = [
-        [
-            layer.out_channels
-            for layer in convolutions(narrowed("resnet18", share, 3, 33))
-            if layer.kernel_size == (3, 3)
-        ]
-        for share in (0.25, 1.0)
-    ]
-    assert [4 * channels for channels in body[0]] == body[1]
-    features = convolutions(narrowed("vgg16_bn", 0.25, 3, 33).features)
-    # the paper's column D
-    column = [64, 64, 128, 128, 256, 256, 256, *6 * [512]]
-    assert [4 * layer.out_channels for layer in features] == column
-
-
-def test_a_narrowed_c8_keeps_its_symmetry():
-    torch.manual_seed(0)
-    network = narrowed("c8_steerable", 0.1, 3, 33).eval()
-    images = torch.randn(2, 1, 33, 33)
-    with torch.no_grad():
-        assert torch.allclose(network(images), network(turned(images, 90)), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
-def test_an_impossible_share_is_refused(share):
-    with pytest.raises(InputError, match="share must be from 1/64 to 1"):
-        narrowed("resnet18", share, 3, 33)

@@ -13,8 +13,9 @@ from lenslib.errors import InputError
 from lenslib.metrics import classification_metrics
 from lenslib.models import create_model
 from lenslib.models.heads import head_names
+from lenslib.records import Records
 from lenslib.settings import Settings
-from lenslib.trials import as_photographs, fit, judge, probabilities, slimmed, slug
+from lenslib.trials import as_photographs, by_trial, fit, judge, probabilities, record, slug
 
 
 def answers(labels, skill, seed):
@@ -97,32 +98,6 @@ def test_photographs_run_from_zero_to_one_in_equal_channels_whatever_the_units()
     assert torch.equal(as_photographs(torch.ones(1, 1, 4, 4), 4), torch.zeros(1, 1, 4, 4))
 
 
-@pytest.mark.parametrize("model", ["resnet18", "resnet34_scratch", "resnet34_bottleneck", "vgg16_bn"])
-def test_a_slim_network_has_as_many_layers_of_fewer_channels(model):
-    with torch.device("meta"):
-        whole = create_model(model, 3, 32)
-    slim = slimmed(model, 0.125, 3, 32)
-    channels = [
-        [
-            m.out_channels
-            for name, m in net.named_modules()
-            if isinstance(m, torch.nn.Conv2d) and "downsample" not in name
-        ]
-        for net in (whole, slim)
-    ]
-    fixed = 0 if model.startswith("resnet") else -1
-    assert channels[1].pop(fixed) == channels[0].pop(fixed)
-    assert channels[1] == [count // 8 for count in channels[0]]
-    assert slim(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
-
-
-def test_other_networks_and_widths_are_refused():
-    with pytest.raises(InputError, match="no narrower form"):
-        slimmed("polar_cnn", 0.5, 3, 32)
-    with pytest.raises(InputError, match="width must be a share"):
-        slimmed("resnet18", 0.01, 3, 32)
-
-
 @pytest.fixture(scope="module")
 def lenses():
     """Thirty images in which the class is where the light is."""
@@ -181,4 +156,22 @@ def test_what_cannot_be_trained_is_refused(lenses):
     with pytest.raises(InputError, match="every class"):
         fit("small_cnn", images, labels - 1, BRIEF)
     with pytest.raises(InputError, match="cannot begin with weights"):
-        fit("resnet18", images, labels, replace(BRIEF, weights="imagenet"), width=0.25)
+        fit("resnet18", images, labels, replace(BRIEF, weights="imagenet"), share=0.25)
+
+
+def test_a_record_has_each_trial_as_it_was_judged_and_trained(lenses, tmp_path):
+    images, labels = lenses
+    trained = {"one, brief": [fit("small_cnn", images, labels, replace(BRIEF, seed=seed)) for seed in (0, 1)]}
+    scores = {name: [probabilities(one, images) for one in networks] for name, networks in trained.items()}
+    place = {"profile": "test", "task": "trial", "recipe": "none", "model": "small_cnn", "seed": 3}
+    record(tmp_path, place, labels.numpy(), scores, trained, metrics={"remark": "kept"}, parameters={"epochs": 2})
+    run = Records(tmp_path).select("trial", "none", "small_cnn")[0]
+    assert run.parameters == {"epochs": 2, "test_count": 30}
+    assert run.metrics["one_brief"] == judge(labels.numpy(), scores, seed=3)["one_brief"]
+    assert run.metrics["one_brief_weights"] == sum(p.numel() for p in create_model("small_cnn", 3, 16).parameters())
+    assert run.metrics["remark"] == "kept"
+    assert run.seconds["one_brief"] == pytest.approx(sum(one.seconds for one in trained["one, brief"]))
+    epochs, answers = by_trial(run)
+    assert list(epochs["one, brief"].val_score) == [row["val_score"] for row in trained["one, brief"][0].history]
+    assert np.array_equal(answers["one, brief"][0], labels)
+    assert np.array_equal(answers["one, brief"][1], scores["one, brief"][0].astype(np.float32))

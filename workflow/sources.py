@@ -15,7 +15,7 @@ VIEWS += ["bench*.py", "ceiling.py", "comparison.py", "attention.py", "fit_class
 VIEWS += ["observable.py", "pathologies.py", "anomaly.py", "roulette_fit.py", "roulette_model.py", "delens.py"]
 VIEWS += ["roulette_pixels.py", "roulette_search.py", "tuning.py", "status.py", "shards.py", "faults*.py"]
 VIEWS += ["weights.py", "validation.py", "export.py", "demo*.py", "commands_*.py", "redraw.py", "onnx_files.py"]
-VIEWS += ["shift.py", "adaptation.py", "stand_ins.py", "equivariance.py", "trials.py"]
+VIEWS += ["shift.py", "adaptation.py", "stand_ins.py", "equivariance.py", "trials.py", "models/narrow.py"]
 VIEWS += ["frame_views.py", "frame_network.py", "injection.py"]
 VIEWS += ["blind.py", "wrong_models.py", "network_starts.py"]
 # What fits smooth lenses to images that are drawn.
