@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_dilation, uniform_filter
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from lenslib.errors import InputError
 from lenslib.fit_classify import with_psf
@@ -21,6 +20,7 @@ from lenslib.frames import Frame, to_recipe_grid
 from lenslib.lens_light import LensLight
 from lenslib.recipe import PER_CLASS, Recipe, load_recipe
 from lenslib.refine import SLOTS
+from lenslib.residuals import smoothed
 from lenslib.ringfit import DRIZZLE, LIGHT_ERROR, OUTER, binned, binned_psf, intruders
 from lenslib.simulate import brighten, render_quickly
 
@@ -72,8 +72,7 @@ class View:
     @property
     def own_deviation(self) -> Tensor:
         """Of the frame's own arcs, [1, 1, h, w], judged from the smoothed image."""
-        smoothed = avg_pool2d(self.image[None], 3, stride=1, padding=1, count_include_pad=False)
-        return self.deviation(smoothed)
+        return self.deviation(smoothed(self.image[None]))
 
     @property
     def sky(self) -> float:

@@ -122,7 +122,7 @@ def search(view: View, recipe: Recipe, images: Tensor, params: dict[str, Tensor]
     noise = view.own_deviation.expand(count, -1, -1, -1)
     hidden = noise.masked_fill(view.mask, torch.inf)
     fit = refine(own, images, as_rows(params, count), hidden, _FEW)
-    maps = mass_maps(own, fit, fit.residual.masked_fill(view.mask, 0), hidden)
+    maps = mass_maps(SmoothModel(own), fit, fit.residual.masked_fill(view.mask, 0), hidden)
     left = _scatter(fit, hidden)[:, None, None]
     best = maps.sensitivity.flatten(1).amax(1)[:, None, None]
     unseen = view.mask | (maps.sensitivity < SEEN * best)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lenslib.optics import pixel_grid
-from lenslib.recipe import Recipe
 from lenslib.refine import SLOTS, Fit, SmoothModel, inverse
 
 # a mass spread over so many pixels: sharper ones cannot be told apart
@@ -33,13 +32,12 @@ class MassMaps:
 
 
 @torch.no_grad()
-def mass_maps(recipe: Recipe, fit: Fit, residual: Tensor, noise: Tensor) -> MassMaps:
-    """Maps of the fits that `lenslib.refine.refine` has made of images with deviations `noise` [n, 1, h, w].
+def mass_maps(model: SmoothModel, fit: Fit, residual: Tensor, noise: Tensor) -> MassMaps:
+    """Maps of fits of a model to images with deviations `noise` [n, 1, h, w].
 
     `residual` is what they leave, in these deviations.
     """
-    model, parts = SmoothModel(recipe), torch.arange(len(residual)).split(SLOTS)
-    numbers = model.pack(fit.params)
+    numbers, parts = model.pack(fit.params), torch.arange(len(residual)).split(SLOTS)
     found = [_maps(model, numbers[rows], residual[rows], noise[rows]) for rows in parts]
     return MassMaps(*(torch.cat(maps) for maps in zip(*found, strict=True)))
 

@@ -15,7 +15,7 @@ from lenslib.dataset import CHANNELS, DataSet, write_batches
 from lenslib.errors import InputError, unknown
 from lenslib.mass_maps import mass_maps
 from lenslib.recipe import Recipe
-from lenslib.refine import Fit, Templates, noise_map, refine
+from lenslib.refine import Fit, SmoothModel, Templates, noise_map, refine
 
 # arcsec^2, of the mass whose significance is the sensitivity: an Einstein radius of 0.1 arcsec
 UNIT_MASS = 0.01
@@ -48,19 +48,24 @@ def fit_and_subtract(
     mask = torch.zeros_like(images, dtype=bool) if mask is None else mask
     images = images.masked_fill(mask, 0)
     known = isinstance(noise, Tensor)
-    if known:
-        first = noise
-    else:
-        smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-        first = noise_map(recipe, noise, smoothed)
-    first = first.masked_fill(mask, torch.inf)
+    first = (noise if known else noise_map(recipe, noise, smoothed(images))).masked_fill(mask, torch.inf)
     begun = starts.starts(images, STARTS) if isinstance(starts, Templates) else dict(starts)
     fit = refine(recipe, images, begun, first, steps)
     last = first if known else noise_map(recipe, noise, fit.model).masked_fill(mask, torch.inf)
-    residual = (images - fit.model) / last
-    maps = mass_maps(recipe, fit, residual, last)
-    found = [images / last, residual, maps.significance[:, None], UNIT_MASS * maps.sensitivity[:, None]]
-    return torch.cat(found, 1), fit
+    return seen(SmoothModel(recipe), images, last, fit), fit
+
+
+def seen(model: SmoothModel, images: Tensor, noise: Tensor, fit: Fit) -> Tensor:
+    """`CHANNELS` [n, 4, h, w] of images [n, 1, h, w] with deviations `noise`, from fits of a model to them."""
+    residual = (images - fit.model) / noise
+    maps = mass_maps(model, fit, residual, noise)
+    found = [images / noise, residual, maps.significance[:, None], UNIT_MASS * maps.sensitivity[:, None]]
+    return torch.cat(found, 1)
+
+
+def smoothed(images: Tensor) -> Tensor:
+    """Means of 3 x 3 pixels, from which the noise of photons is judged before there is a fit."""
+    return avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def write_residuals(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lenslib.dataset import resize
 from lenslib.errors import InputError, unknown
@@ -76,9 +76,9 @@ def fit(
     return max(tried, key=lambda trained: trained.best["val_score"])
 
 
-def probabilities(trained: Trained, images: Tensor) -> np.ndarray:
+def probabilities(network: nn.Module, images: Tensor) -> np.ndarray:
     """Of each class, [n, classes], for prepared images [n, c, size, size]."""
-    return predict_logits(trained.model, images).softmax(1).numpy()
+    return predict_logits(network, images).softmax(1).numpy()
 
 
 def as_photographs(images: Tensor, size: int, channels: int = 1) -> Tensor:

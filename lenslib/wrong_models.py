@@ -9,13 +9,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from lenslib import mass_maps
 from lenslib.errors import unknown
 from lenslib.recipe import Recipe
-from lenslib.refine import SLOTS, Fit, SmoothModel, best_of, fit_all, noise_map
-from lenslib.residuals import UNIT_MASS
+from lenslib.refine import Fit, SmoothModel, best_of, fit_all, noise_map
+from lenslib.residuals import seen, smoothed
 
 # of a clump: its brightness over the source's, and place and size in arcsec; as a fit begins, and its bounds
 _CLUMP = {
@@ -73,18 +71,11 @@ def fit_and_subtract_by(
 
     `starts`: fitted numbers of a `SmoothModel`, [n, starts, k].
     """
-    smoothed = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    first = noise_map(model.recipe, noise, smoothed)
+    first = noise_map(model.recipe, noise, smoothed(images))
     fit = best_of(
         model.begun(starts), lambda rows, start: fit_all(model, images[rows], first[rows], start, steps, progress=False)
     )
-    last = noise_map(model.recipe, noise, fit.model)
-    residual, numbers = (images - fit.model) / last, model.pack(fit.params)
-    parts = torch.arange(len(images)).split(SLOTS)
-    with torch.no_grad():
-        maps = [mass_maps._maps(model, numbers[rows], residual[rows], last[rows]) for rows in parts]
-    significance, sensitivity = (torch.cat(part)[:, None] for part in zip(*maps, strict=True))
-    return torch.cat([images / last, residual, significance, UNIT_MASS * sensitivity], 1), fit
+    return seen(model, images, noise_map(model.recipe, noise, fit.model), fit), fit
 
 
 def blurred_by(recipe: Recipe, factor: float) -> Recipe:

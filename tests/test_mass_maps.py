@@ -5,7 +5,7 @@ import torch
 
 from lenslib.mass_maps import SOFTENING, _Deflections, mass_maps
 from lenslib.optics import pixel_grid
-from lenslib.refine import noise_map, refine
+from lenslib.refine import SmoothModel, noise_map, refine
 from lenslib.simulate import render
 
 
@@ -38,7 +38,7 @@ def test_noise_has_a_significance_of_deviation_one(smooth_lenses):
     noise = noise_map(recipe, params, images.clamp(min=0))
     fit = refine(recipe, images, params, noise)
     noise = noise_map(recipe, params, fit.model)
-    maps = mass_maps(recipe, fit, (images - fit.model) / noise, noise)
+    maps = mass_maps(SmoothModel(recipe), fit, (images - fit.model) / noise, noise)
     # of places that tell anything of a mass; those of one map go together, a few to the lens
     seen = maps.sensitivity > maps.sensitivity.flatten(1).quantile(0.5, 1)[:, None, None]
     shown = maps.significance[fit.good][seen[fit.good]]
@@ -53,7 +53,7 @@ def test_a_mass_is_found_where_it_was_put(smooth_lenses):
     clean = render(recipe, some)
     noise = noise_map(recipe, some, clean)
     exact = refine(recipe, clean, some, noise)
-    sensitivity = mass_maps(recipe, exact, exact.residual, noise).sensitivity
+    sensitivity = mass_maps(SmoothModel(recipe), exact, exact.residual, noise).sensitivity
     # each where its lens shows it best
     places = sensitivity.flatten(1).argmax(1)
     scale = recipe.instrument.pixel_scale
@@ -66,7 +66,7 @@ def test_a_mass_is_found_where_it_was_put(smooth_lenses):
     points = {"x": x, "y": y, "theta_E": torch.full_like(x, (mass / len(order)) ** 0.5)}
     disturbed = render(recipe, some, points)
     fit = refine(recipe, disturbed, some, noise)
-    maps = mass_maps(recipe, fit, fit.residual, noise)
+    maps = mass_maps(SmoothModel(recipe), fit, fit.residual, noise)
     found = maps.significance.flatten(1).argmax(1)
     size = clean.shape[-1]
     apart = torch.hypot((found % size - places % size).float(), (found // size - places // size).float())

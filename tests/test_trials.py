@@ -121,7 +121,7 @@ def test_of_several_rates_the_held_out_images_choose(lenses):
     for order in (rates, rates[::-1]):
         tried = fit("small_cnn", images, labels, BRIEF, rates=order)
         assert tried.best["val_score"] == max(alone)
-    assert probabilities(tried, images).shape == (210, 3)
+    assert probabilities(tried.model, images).shape == (210, 3)
 
 
 def test_the_last_tenth_is_never_trained_on(lenses):
@@ -162,7 +162,7 @@ def test_what_cannot_be_trained_is_refused(lenses):
 def test_a_record_has_each_trial_as_it_was_judged_and_trained(lenses, tmp_path):
     images, labels = lenses
     trained = {"one, brief": [fit("small_cnn", images, labels, replace(BRIEF, seed=seed)) for seed in (0, 1)]}
-    scores = {name: [probabilities(one, images) for one in networks] for name, networks in trained.items()}
+    scores = {name: [probabilities(one.model, images) for one in networks] for name, networks in trained.items()}
     place = {"profile": "test", "task": "trial", "recipe": "none", "model": "small_cnn", "seed": 3}
     record(tmp_path, place, labels.numpy(), scores, trained, metrics={"remark": "kept"}, parameters={"epochs": 2})
     run = Records(tmp_path).select("trial", "none", "small_cnn")[0]
