@@ -35,7 +35,7 @@ from lenslib.errors import InputError, unknown
 from lenslib.metrics import UNDEFINED
 from lenslib.recipe import Recipe
 from lenslib.records import Records
-from lenslib.refine import SmoothModel, fit_all, padded, smooth
+from lenslib.refine import SmoothModel, fit_all, in_parts, smooth
 from lenslib.resampling import RESAMPLES, Resampled, Statistic, interval, once, roc
 
 RESIDUAL = "_residual"  # ends the name of a set of what fits leave of another
@@ -168,7 +168,7 @@ def _to_first_order(model: SmoothModel, images: Tensor, deviation: Tensor, numbe
     """Templates [n, pixels], or [n, pixels + k] with `priors`: what a change costs stands behind what it leaves."""
     widths, found = numbers.std(0).double().numpy(), []
     changes, noises = images.flatten(1), deviation.flatten(1)
-    for part in padded(numbers):
+    for part in in_parts(model, numbers):
         for smooth_image, slopes in zip(*model.images_and_slopes(part), strict=True):
             if len(found) == len(images):  # the last part is filled up
                 break

@@ -289,6 +289,19 @@ def audit_dataset(data, count: int | None = None, against: str | None = None, se
     """The audit of an opened data set, ours or another's: of its files and of its images, `count` of them spread over
     the set (all, if None); see `audit`. InputError for a count below 1.
     """
+    wanted, features = _measured(data, count)
+    return audit(data.labels[wanted], features, data.classes, against, seed)
+
+
+def auc_of_kind(data, kind: str, seed: int = 0) -> dict[str, float]:
+    """{"value", "low", "high"}: the AUC of all features of a kind together, as `audit_dataset` finds it for a whole
+    data set, without those of each feature alone, which take most of its time."""
+    found = cross_validated_auc(data.labels != data.labels.min(), _measured(data)[1][kind].to_numpy(), seed)
+    return {name: found[name] for name in ("value", "low", "high")}
+
+
+def _measured(data, count: int | None = None) -> tuple[np.ndarray, pd.DataFrame]:
+    """Which images are audited, int [n], and the features of these images and their files."""
     from tqdm import tqdm
 
     if count is not None and count < 1:
@@ -300,4 +313,4 @@ def audit_dataset(data, count: int | None = None, against: str | None = None, se
     features, of_files = pd.concat(parts, ignore_index=True), file_features(data).iloc[wanted]
     for name in of_files:
         features[name] = of_files[name].to_numpy()
-    return audit(data.labels[wanted], features, data.classes, against, seed)
+    return wanted, features

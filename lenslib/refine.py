@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lenslib.errors import InputError
 from lenslib.recipe import Recipe
-from lenslib.simulate import render_compiled, render_moved, render_quickly
+from lenslib.simulate import is_compiled, render_compiled, render_moved, render_quickly
 
 # fitted as logarithms: sizes and brightnesses, which are positive
 _POSITIVE = (
@@ -102,7 +102,6 @@ def smooth(recipe: Recipe) -> Recipe:
 class SmoothModel:
     """The simulator as a function of the fitted numbers [n, k]."""
 
-    fixed_shape = True
     # a damping that hardly holds a step back; less, and the four digits of the slopes do
     free = 0.05
 
@@ -111,6 +110,11 @@ class SmoothModel:
         bounds = [_BOUNDS.get(name, (-20.0, 20.0)) for name in self.names]
         self.low, self.high = torch.tensor(bounds).unbind(1)
         self.logarithmic = torch.tensor([name in _POSITIVE for name in self.names])
+
+    @property
+    def fixed_shape(self) -> bool:
+        """Whether all that is drawn must be of `SLOTS` images: that is what the renderer is compiled for."""
+        return is_compiled()
 
     def pack(self, params: dict[str, Tensor]) -> Tensor:
         columns = torch.stack([params[name].float() for name in self.names], 1)
@@ -145,7 +149,7 @@ class SmoothModel:
 
     def slopes(self, numbers: Tensor) -> Tensor:
         """[n, k, pixels], for any number of images."""
-        found = [self.images_and_slopes(part)[1] for part in padded(numbers)]
+        found = [self.images_and_slopes(part)[1] for part in in_parts(self, numbers)]
         return torch.cat(found)[: len(numbers)]
 
 
@@ -353,7 +357,7 @@ def fit_all(model, images: Tensor, noise: Tensor, numbers: Tensor, steps: int, p
             bar.update(len(ended))
             under_way = [i for i in under_way if i not in ended]
             under_way += [waiting.pop() for _ in range(min(SLOTS - len(under_way), len(waiting)))]
-    drawn = [model.rows(rows).images(numbers[rows]) for rows in padded(torch.arange(n))]
+    drawn = [model.rows(rows).images(numbers[rows]) for rows in in_parts(model, torch.arange(n))]
     drawn = torch.cat(drawn)[:n].view_as(images)
     return conclude(model, images, noise, numbers, curvature, converged, steps_done, drawn)
 
@@ -410,7 +414,7 @@ def inverse(curvature: Tensor) -> Tensor:
     return root @ root.mT
 
 
-def padded(numbers: Tensor) -> list[Tensor]:
-    """In parts of `SLOTS` rows, the last filled up with its last row."""
-    lack = -len(numbers) % SLOTS
+def in_parts(model, numbers: Tensor) -> list[Tensor]:
+    """In parts of `SLOTS` rows; where the model's shape is fixed, the last is filled up with its last row."""
+    lack = -len(numbers) % SLOTS if model.fixed_shape else 0
     return list(torch.cat([numbers, numbers[-1:].expand(lack, *numbers.shape[1:])]).split(SLOTS))

@@ -94,6 +94,11 @@ def render_moved(recipe: Recipe, params: dict[str, Tensor], count: int, bends: i
     return _expose(kernels._replace(blur=_dense), recipe, params, *rays)
 
 
+def is_compiled(device: str = "cpu") -> bool:
+    """Whether images are drawn by compiled kernels, each for one number of images."""
+    return _kernels(device).rays is not _rays
+
+
 class Kernels(NamedTuple):
     """The costly functions, each compiled on its own: one that holds two of them would compute the rays anew for every
     use of them, or the light for every pixel of a point-spread function."""

@@ -22,7 +22,9 @@ def subject():
 
 @pytest.fixture(scope="module")
 def batch():
-    return load_recipe("deeplense_1").sample(12, seed=2**31 + 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lenslib.recipe.PER_CLASS", 4)
+        return load_recipe("deeplense_1").sample(12, seed=2**31 + 5)
 
 
 def test_frames_of_its_recipe_are_told_apart_and_others_doubted(subject, batch):
@@ -133,8 +135,9 @@ def test_a_folder_to_host_has_all_that_the_page_needs(tmp_path):
         demo_page.write_space([NAME], folder)
 
 
-def test_fifty_requests_leave_memory_as_it_was(subject, batch, tmp_path):
+def test_fifty_requests_leave_memory_as_it_was(subject, batch, tmp_path, monkeypatch):
     """Through all that one request does; the first ones fill what is kept for good."""
+    monkeypatch.setattr(demo, "STRIDE", 0.1)  # still more windows than go through the network at once
     images = batch.images.numpy()
 
     def request(k: int) -> None:

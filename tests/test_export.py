@@ -66,7 +66,7 @@ def test_a_temperature_makes_answers_less_sure(images, tmp_path):
 
 def test_an_estimator_gives_its_numbers(images, tmp_path):
     torch.manual_seed(0)
-    recipe = load_recipe("roulette_sis", {"instrument.pixels": SIZE})
+    recipe = load_recipe("raytrace_sis", {"instrument.pixels": SIZE})
     drawn = {name: value.numpy() for name, value in recipe.sample(24, seed=1).params.items()}
     targets = find_targets(recipe, "parameters")
     targets = fit_targets(targets, targets.label(drawn), recipe)

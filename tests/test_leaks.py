@@ -182,6 +182,10 @@ def test_the_benchmark_leaks_by_its_einstein_radius(benchmark):
     assert {"Einstein radius", "radial profile", leaks.ALL} <= names(found)
     assert table.low["morphology", leaks.ALL] > 0.8
     assert not table.leaks["trivial"].any()
+    # all of a kind tell the same without an audit of each
+    assert {kind: leaks.auc_of_kind(benchmark, kind) for kind in leaks.KINDS} == {
+        kind: found.metrics()[kind] for kind in leaks.KINDS
+    }
 
 
 def test_the_matched_recipe_leaks_nothing(tmp_path):

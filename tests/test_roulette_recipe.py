@@ -153,15 +153,17 @@ def test_noise_is_of_the_stated_deviation():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_images_are_cosmosims(name):
+def test_images_are_cosmosims(name, monkeypatch):
+    # a chunk is drawn whole, however few of it are looked at
+    monkeypatch.setattr("lenslib.roulette_recipe.CHUNK", 3)
     recipe = load_recipe(name)
-    batch = recipe.sample(CHUNK, seed=2)
+    batch = recipe.sample(3, seed=2)
     try:
-        theirs = cosmosim_images(recipe, {key: value[:3].numpy() for key, value in batch.params.items()})
+        theirs = cosmosim_images(recipe, {key: value.numpy() for key, value in batch.params.items()})
         theirs = np.stack(list(theirs))
     except InputError as error:
         pytest.skip(str(error))
-    difference = np.abs(batch.images[:3, 0].numpy() - theirs)
+    difference = np.abs(batch.images[:, 0].numpy() - theirs)
     assert (theirs > 0).mean() > 0.01
     assert (difference <= 2).mean() >= 0.995
 

@@ -18,6 +18,12 @@ from lenslib.simulate import render, sample_chunks
 SCENES_A_CLASS = 20
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Of eight images a class: a chunk is drawn whole, however few of it are asked for."""
+    monkeypatch.setattr("lenslib.recipe.PER_CLASS", 8)
+
+
 @pytest.fixture(scope="module")
 def clean_chunk(shipped_recipe):
     """The first chunk of a shipped recipe without noise, drawn once."""
@@ -245,7 +251,7 @@ NOISY = [name for name in list_recipes("lens") if load_recipe(name).instrument.n
 
 
 @pytest.mark.parametrize("name", NOISY)
-def test_no_shipped_data_set_is_less_noisy_than_its_background(name, shipped_recipe):
+def test_no_shipped_data_set_is_less_noisy_than_its_background(name, shipped_recipe, small_chunks):
     recipe = shipped_recipe(name, {"instrument.pixels": 40, "instrument.divide_by_peak": False})
     noisy, clean = recipe.sample(20, seed=4), recipe.sample(20, seed=4, noise=False)
     # DeepLenseSim's images are counts: bring them back to flux
@@ -255,7 +261,7 @@ def test_no_shipped_data_set_is_less_noisy_than_its_background(name, shipped_rec
     assert (residual.std((2, 3)) > 0.6 * clean.params["background_rms"][:, None]).all()
 
 
-def test_one_word_turns_the_noise_of_model_ii_on():
+def test_one_word_turns_the_noise_of_model_ii_on(small_chunks):
     quiet, loud = (load_recipe("deeplense_2", {"instrument.noise.kind": kind}) for kind in ("none", "photon"))
     images = quiet.sample(3, seed=1)
     # added to itself, where noise should be
@@ -275,7 +281,7 @@ def test_one_word_turns_the_noise_of_model_ii_on():
 
 
 @pytest.mark.parametrize(("again", "draws"), [(True, 2), (False, 1)])
-def test_the_peak_signal_to_noise_counts_every_draw_of_photons(again, draws):
+def test_the_peak_signal_to_noise_counts_every_draw_of_photons(again, draws, small_chunks):
     noise = {"instrument.noise.peak_snr": 20.0, "instrument.noise.poisson_again": again, "instrument.pixels": 40}
     params = load_recipe("deeplense_1", noise).sample(1, seed=2, noise=False)
     peak, time, background = float(params.images.max()), params.params["exposure_time"], params.params["background_rms"]
@@ -298,7 +304,7 @@ def test_each_class_of_model_iv_has_the_lens_that_is_coded_for_it(shipped_recipe
     assert noisy.images.amax((1, 2, 3)).tolist() == [1.0] * 8
 
 
-def test_bands_differ_by_their_colours_alone():
+def test_bands_differ_by_their_colours_alone(small_chunks):
     same_psf = {f"bands.{band}.psf": None for band in "gr"}
     flat = {"source.n_sersic": 1.0, "lens_light": None}
     batch = load_recipe("example_colours", same_psf | flat).sample(4, noise=False)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from e2cnn import gspaces
 from e2cnn import nn as enn
+from e2cnn.nn.init import _generalized_he_init_variances
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -19,9 +20,20 @@ FIELDS = (24, 48, 48, 96, 96, 64)  # regular fields of the six blocks of e2cnn's
 KERNELS = ((7, 1), (5, 2), (5, 2), (5, 2), (5, 2), (5, 1))  # kernel size and padding of its blocks
 STRIDE_AFTER = (2, 4)  # blocks followed by an antialiased pooling of stride 2
 
+# how far the first weights of each kind of layer scatter, which takes e2cnn longer to find than all else of a layer
+_WIDTHS = {}
+
 
 class SteerableConv(enn.R2Conv):
     """R2Conv with its expanded kernel, a cache that exists in evaluation mode only, kept out of the state dict."""
+
+    def __init__(self, in_type: enn.FieldType, out_type: enn.FieldType, kernel_size: int, **options):
+        super().__init__(in_type, out_type, kernel_size, initialize=False, **options)
+        kind = in_type, out_type, kernel_size
+        if kind not in _WIDTHS:
+            _WIDTHS[kind] = _generalized_he_init_variances(self.basisexpansion)
+        with torch.no_grad():  # as e2cnn.nn.init.generalized_he_init
+            self.weights.copy_(_WIDTHS[kind] * torch.randn_like(self.weights))
 
     def register_buffer(self, name, tensor, persistent=True):
         super().register_buffer(name, tensor, persistent=persistent and name not in ("filter", "expanded_bias"))

@@ -109,6 +109,7 @@ def test_each_attempt_asks_slurm_for_what_the_profile_says_and_for_more_memory(t
         )
         (tmp_path / name).chmod(0o755)
     filled_in = yaml.safe_load(re.sub(r"# (slurm_partition|slurm_account|gpu_model):", r"\1:", PROFILE))
+    filled_in["slurm-init-seconds-before-status-checks"] = 1  # no job is ever there to be asked about
     cluster = lay_out(folder, filled_in, {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     for part in ("train", "test"):  # as if simulated
         (folder / "data/test/deeplense_1" / part).mkdir(parents=True)

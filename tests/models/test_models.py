@@ -73,8 +73,10 @@ def take_a_step(name, model, x):
     loss.backward()
     spoilt = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not spoilt, f"no finite gradient: {spoilt}"
-    # steps of one length: plain gradients of an untrained network can be huge
-    torch.optim.Adam(model.parameters(), lr=1e-3).step()
+    # as Adam's first, of one length: plain gradients of an untrained network can be huge
+    with torch.no_grad():
+        for p in model.parameters():
+            p.sub_(1e-3 * p.grad.sign())
     model.zero_grad()
 
 
