@@ -48,23 +48,23 @@ def fit(
     share: float = 1.0,
     **options,
 ) -> Trained:
-    """A registered model trained on prepared images [n, c, size, size] and their labels [n], of which every class must
-    be there; the last tenth, one image at least, is held out and chooses the epoch.
+    """A registered model trained on prepared images [n, c, size, size] and their labels [n]; the last tenth, one image
+    at least, is held out and chooses the epoch. Every class must be among the others.
 
     Of several `rates` of learning each is tried, and the held-out images choose that too. `share` and `options` are
     those of `lenslib.models.narrow.narrowed`.
-    InputError as `starting_network`, `narrowed` and `train`, for labels without images to hold out or with a class that
-    has none, and for weights of another form of the network.
+    InputError as `starting_network`, `narrowed` and `train`, for images that cannot be held out or have no label each,
+    for a class without any, and for weights of another form of the network.
     """
-    if len(labels) < 2:
-        raise InputError(f"{len(labels)} images cannot be trained on and chosen by: give two or more")
-    if (labels < 0).any() or len(labels.unique()) <= int(labels.max()):
-        raise InputError("labels must be 0 and up, and every class among the images must have some")
+    if len(labels) < 2 or len(images) != len(labels):
+        raise InputError(f"give two images or more, each with a label: {len(images)} images and {len(labels)} labels")
+    kept, classes = len(labels) - max(1, int(HELD_OUT * len(labels))), int(labels.max()) + 1
+    if (labels < 0).any() or not 2 <= len(labels[:kept].unique()) == classes:
+        raise InputError("labels must be 0 and up, of two classes or more, each among the images that are trained on")
     whole = share == 1 and not options
     if settings.weights and not whole:
         raise InputError(f"a narrower or another form of {model} cannot begin with weights: take share 1, or none")
-    kept, info, tried = len(labels) - max(1, int(HELD_OUT * len(labels))), model_info(model), []
-    shape = int(labels.max()) + 1, images.shape[-1], images.shape[1]
+    info, tried, shape = model_info(model), [], (classes, images.shape[-1], images.shape[1])
     for rate in rates or [settings.learning_rate]:
         torch.manual_seed(settings.seed)
         network = (

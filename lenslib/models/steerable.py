@@ -29,7 +29,7 @@ class SteerableConv(enn.R2Conv):
 
     def __init__(self, in_type: enn.FieldType, out_type: enn.FieldType, kernel_size: int, **options):
         super().__init__(in_type, out_type, kernel_size, initialize=False, **options)
-        kind = in_type, out_type, kernel_size
+        kind = in_type, out_type, kernel_size, *sorted(options.items())
         if kind not in _WIDTHS:
             _WIDTHS[kind] = _generalized_he_init_variances(self.basisexpansion)
         with torch.no_grad():  # as e2cnn.nn.init.generalized_he_init
