@@ -1,6 +1,8 @@
 """What to say when a batch does not fit into the memory of the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -33,3 +35,27 @@ def _fits(work: Callable[[int], object], size: int) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def held_to_free_memory(device: torch.device) -> Iterator[None]:
+    """On a processor under Linux, let an allocation fail that goes beyond nine tenths of what is free now, which torch
+    then says; the system would grant it, and kill the program without a word when it is used."""
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        yield
+        return
+    import resource  # which other systems lack
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _kilobytes("/proc/self/status", "VmData") + _kilobytes("/proc/meminfo", "MemAvailable") * 9 // 10
+    bounds = [bound for bound in (1024 * limit, soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _kilobytes(file: str, name: str) -> int:
+    lines = (line.split(":") for line in Path(file).read_text().splitlines())
+    return next(int(value.split()[0]) for key, value in lines if key == name)

@@ -19,7 +19,7 @@ from lenslib.augmentation import AUGMENTATIONS, augmented, distort_images, draw_
 from lenslib.checkpoints import Keeper, start_digest
 from lenslib.compilation import compiled
 from lenslib.errors import InputError
-from lenslib.memory import largest_batch, out_of_memory
+from lenslib.memory import held_to_free_memory, largest_batch, out_of_memory
 from lenslib.models.heads import add_dropout, heads
 from lenslib.processes import Processes, launched, open_fabric
 from lenslib.settings import OPTIMIZERS, SCHEDULES, Settings
@@ -291,7 +291,7 @@ def train(
         data = _resident(*training, fabric.device) if resident else training
         # a network that was dealt out stays so
         network = copy.deepcopy(model) if settings.strategy == "fsdp" else model
-        with add_dropout(network, settings.dropout):
+        with add_dropout(network, settings.dropout), held_to_free_memory(fabric.device):
             run = _Run(network, len(data), settings, task, fabric)
             if (kept := fabric.broadcast(keeper.load())) is not None:
                 keeper.tell(run.take_up(kept))
