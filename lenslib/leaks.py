@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from lenslib.comparison import delong, holm
-from lenslib.errors import InputError
+from lenslib.errors import InputError, unknown
 from lenslib.resampling import no_surer, room_at_one
 
 # of features that substructure cannot honestly set, and of the coarse outline of the ring, which it can set a little
@@ -295,7 +295,9 @@ def audit_dataset(data, count: int | None = None, against: str | None = None, se
 
 def auc_of_kind(data, kind: str, seed: int = 0) -> dict[str, float]:
     """{"value", "low", "high"}: the AUC of all features of a kind together, as `audit_dataset` finds it for a whole
-    data set, without those of each feature alone, which take most of its time."""
+    data set, without those of each feature alone, which take most of its time. InputError for an unknown kind."""
+    if kind not in KINDS:
+        raise unknown("kind of feature", kind, KINDS)
     found = cross_validated_auc(data.labels != data.labels.min(), _measured(data)[1][kind].to_numpy(), seed)
     return {name: found[name] for name in ("value", "low", "high")}
 
