@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,7 +109,7 @@ def judgements(
             false_positive, true_positive, _ = roc_curve(labels == k, scores[:, k])
             above.plot(false_positive, true_positive, color=COLOURS[k], lw=1, label=label)
         above.set(xscale="log", xlim=(1 / len(labels), 1), ylim=(0, 1))
-        above.set_title(name, fontsize=9)
+        above.set_title(fill(name, 30), fontsize=9)
         shares = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)), normalize="true")
         below.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (true, said), share in np.ndenumerate(shares):
@@ -178,7 +179,7 @@ def loss_multiples(
         axis.plot(history["epoch"], history["val_loss"], "-o", ms=3, color=COLOURS[0])
         scale.plot(history["epoch"], history["val_score"], "-s", ms=3, color=COLOURS[1])
         scale.set_ylim(0.4, 1.02)
-        axis.set_title(label, fontsize=8)
+        axis.set_title(fill(label, 34), fontsize=8)
         for side, colour in ((axis, COLOURS[0]), (scale, COLOURS[1])):
             side.tick_params(axis="y", labelsize=7, colors=colour)
         axis.tick_params(axis="x", labelsize=7)
