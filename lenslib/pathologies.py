@@ -90,10 +90,8 @@ def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 def bare_optimizer(network: nn.Module, settings: Settings, betas: tuple[float, float] | None = None):
     """The optimiser of the settings; `betas` are Adam's memories of gradients and of their squares."""
     optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), settings)
-    for group in optimizer.param_groups:
-        if settings.optimizer in ("adam", "adamw"):
-            group["fused"], group["foreach"] = True, False  # one pass over memory, a third of the time
-        if betas is not None:
+    if betas is not None:
+        for group in optimizer.param_groups:
             group["betas"] = betas
     return optimizer
 

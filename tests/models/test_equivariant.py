@@ -13,9 +13,27 @@ from e2cnn import nn as enn
 from lenslib.errors import InputError
 from lenslib.models import create_model, list_models
 from lenslib.models.equivariant import keeps_right_angles
-from lenslib.models.steerable import SteerableCNN, as_convolutions
+from lenslib.models.steerable import Blur, SteerableCNN, as_convolutions
 
 EXACT = 1e-5  # relative; float32 rounding over six blocks
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_blur_is_e2cnns_pooling(dtype, rounding):
+    """The same values and gradients, in the order of memory that came in, whatever it does on the way."""
+    group = e2cnn.gspaces.Rot2dOnR2(N=4)
+    fields = enn.FieldType(group, 2 * [group.regular_repr])
+    images, weight = torch.randn(3, 8, 13, 13), torch.randn(3, 8, 7, 7)
+    results = []
+    for pool, kind in ((enn.PointwiseAvgPoolAntialiased, torch.float32), (Blur, dtype)):
+        features = images.to(dtype).to(kind).requires_grad_()
+        blurred = pool(fields, sigma=0.66, stride=2)(enn.GeometricTensor(features * 1, fields)).tensor
+        (blurred.float() * weight).sum().backward()
+        results.append((blurred, features.grad))
+    for theirs, ours in zip(*results, strict=True):
+        assert ours.dtype == dtype
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours.float(), theirs, rtol=2 * rounding, atol=2 * rounding)
 
 
 def scenes(count, size, seed):
