@@ -38,8 +38,16 @@ def _images(job: dict):
     return (images[:first], labels[:first]), (images[first:], labels[first:])
 
 
-def _network(job: dict):
-    return create_model(job["model"], job["classes"], job["size"])
+def _network(job: dict, stock: bool = False):
+    """The network untrained; with `stock`, a steerable one is left to e2cnn alone."""
+    network = create_model(job["model"], job["classes"], job["size"])
+    if stock and model_info(job["model"]).family == "equivariant":
+        from e2cnn.nn import PointwiseAvgPoolAntialiased
+
+        for layer in network.modules():
+            if isinstance(layer, PointwiseAvgPoolAntialiased):
+                layer.__class__ = PointwiseAvgPoolAntialiased  # without what lenslib.models.steerable.Blur adds
+    return network
 
 
 def _lenslib(job: dict, name: str) -> dict:
@@ -79,7 +87,7 @@ def _loop(job: dict, name: str) -> dict:
     parts = [_Files(Path(part), *data) for part, data in zip(("train", "val"), _images(job), strict=True)]
     options = {"batch_size": job["batch_size"], "num_workers": job["workers"]}
     training, validation = DataLoader(parts[0], shuffle=True, **options), DataLoader(parts[1], **options)
-    network, seconds = _network(job), []
+    network, seconds = _network(job, stock=True), []
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(job["repeats"] + 1):
         start = time.perf_counter()
@@ -104,7 +112,7 @@ def _judge(job: dict, name: str) -> dict:
     from lenslib.models.steerable import as_convolutions
 
     training, (images, labels) = _images(job)
-    network = _network(job)
+    network = _network(job, stock=True)
     load_weights(network, "weights.safetensors")
     network.eval()
     if name != "e2cnn":
