@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -219,11 +220,19 @@ class _Run:
     def _move(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:
         loss = self._gradients(inputs, targets, where)
         if self.settings.clip_norm:
-            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.settings.clip_norm)
+            self._clip(where)
         self.optimizer.step()
         self.scheduler.step()
         _follow(self.averaged, self.model, self.settings.ema, self.scheduler.last_epoch)
         return loss
+
+    def _clip(self, where: str) -> None:
+        """Bound the norm of the gradient. One that is not finite ends the run, but where losses are scaled: such a step
+        is left out there, and the scale lowered."""
+        scaled, bound = self.settings.precision == "16-mixed", self.settings.clip_norm
+        norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=bound, error_if_nonfinite=False)
+        if not scaled and not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {float(norm)} in {where}: lower learning_rate, or try 32-true")
 
     def _gradients(self, inputs: Tensor, targets: Tensor, where: str = "") -> Tensor:
         """The loss of a batch, with the gradients of the weights where they belong."""

@@ -293,6 +293,21 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         train(Exploding(), _blobs(8, 0), _blobs(8, 1), QUICK, macro_auc, device="cpu")
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run():
+    class Steep(nn.Module):
+        """Finite values; at 0 the root has no slope."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, images):
+            return self.weight.abs().sqrt() + images.mean((1, 2, 3))[:, None]
+
+    with pytest.raises(FloatingPointError, match="gradient is nan in batch 0 of epoch 1"):
+        train(Steep(), _blobs(8, 0), _blobs(8, 1), QUICK, macro_auc, device="cpu")
+
+
 @pytest.mark.parametrize(
     "given",
     [

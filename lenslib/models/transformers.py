@@ -234,8 +234,9 @@ TEST_2023 = "DeepLense test of 2023: dim 64 to 512, depth 2-2-8-2"
 
 _vit_pytorch("t2t_vit", T2T, covered(7, stride=4, padding=2), TOKENS, "t2t", _t2t_vit)
 _vit_pytorch("cvt", CVT, at_least(32), TOKENS, "cvt", _cvt)
-_vit_pytorch("regionvit", REGIONVIT, multiples_of(32), TOKENS, "regionvit", _small(_region_vit))
-_vit_pytorch("regionvit_2023", f"{REGIONVIT}, {TEST_2023}", multiples_of(32), TOKENS, "regionvit", _region_vit)
+# in float32: it strides over maps of one pixel, where the processor's kernel for bf16 leaves gradients unwritten
+_vit_pytorch("regionvit", REGIONVIT, multiples_of(32), {}, "regionvit", _small(_region_vit))
+_vit_pytorch("regionvit_2023", f"{REGIONVIT}, {TEST_2023}", multiples_of(32), {}, "regionvit", _region_vit)
 _vit_pytorch("crossformer", CROSSFORMER, multiples_of(32), TOKENS, "crossformer", _small(_crossformer))
 _vit_pytorch("crossformer_2023", f"{CROSSFORMER}, {TEST_2023}", multiples_of(32), TOKENS, "crossformer", _crossformer)
 _vit_pytorch("cct", CCT, at_least(32), TOKENS, "cct", _cct)
