@@ -8,6 +8,7 @@ import sys
 # glibc 2.35 that could be 32 MB at most
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT, _NEVER_KEPT, _NEVER_KEPT_BEFORE = 2**31 - 1, 2**28, 2**25
+_MEGABYTE = 2**20
 
 
 def keep_freed_memory() -> None:
@@ -16,9 +17,26 @@ def keep_freed_memory() -> None:
     Simulations, fits and trainings free and ask for arrays of megabytes hundreds of times a second. Handed back each
     time, every page is cleared by the kernel before it is used again, which takes up to two thirds of the time.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _of_glibc("mallopt")
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):  # the user's own choice
         return
     # the second alone would fix the first where it is by default, at 128 kB
     if mallopt(_M_MMAP_THRESHOLD, _NEVER_KEPT) or mallopt(_M_MMAP_THRESHOLD, _NEVER_KEPT_BEFORE):
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
+
+
+def give_freed_memory_back() -> None:
+    """Let glibc return to the system what was freed, and from now on every array of a megabyte as soon as it is freed.
+
+    What the system says of this process is then what it uses; until `keep_freed_memory` is called again.
+    """
+    mallopt, trim = _of_glibc("mallopt"), _of_glibc("malloc_trim")
+    if mallopt is not None and trim is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MEGABYTE)
+        mallopt(_M_TRIM_THRESHOLD, _MEGABYTE)
+        trim(0)
+
+
+def _of_glibc(name: str):
+    """A function of the C library, None where it lacks it."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -39,19 +39,19 @@ def _images(job: dict):
 
 
 def _network(job: dict, stock: bool = False):
-    """The network untrained; with `stock`, a steerable one is left to e2cnn alone."""
+    """The network untrained; with `stock`, the layers of a steerable one compute as e2cnn's own."""
     network = create_model(job["model"], job["classes"], job["size"])
     if stock and model_info(job["model"]).family == "equivariant":
-        from e2cnn.nn import PointwiseAvgPoolAntialiased
+        from lenslib.models.steerable import Blur
 
         for layer in network.modules():
-            if isinstance(layer, PointwiseAvgPoolAntialiased):
-                layer.__class__ = PointwiseAvgPoolAntialiased  # without what lenslib.models.steerable.Blur adds
+            if isinstance(layer, Blur):
+                layer.__class__ = Blur.__base__
     return network
 
 
 def _lenslib(job: dict, name: str) -> dict:
-    """This library with the settings it has by default."""
+    """This library with the settings it has by default, but for checkpoints, which the loop does not write either."""
     from safetensors.torch import save_file
 
     from lenslib.settings import Settings
@@ -85,7 +85,7 @@ class _Files(Dataset):
 def _loop(job: dict, name: str) -> dict:
     """Training as notebooks have it: a DataLoader over files, Adam, float32."""
     parts = [_Files(Path(part), *data) for part, data in zip(("train", "val"), _images(job), strict=True)]
-    options = {"batch_size": job["batch_size"], "num_workers": job["workers"]}
+    options = {"batch_size": job["batch_size"], "num_workers": job["workers"], "persistent_workers": job["workers"] > 0}
     training, validation = DataLoader(parts[0], shuffle=True, **options), DataLoader(parts[1], **options)
     network, seconds = _network(job, stock=True), []
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)

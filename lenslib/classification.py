@@ -115,7 +115,7 @@ def _check_labels(data: DataSet, count: int) -> None:
     missing = sorted(set(range(len(data.classes))) - set(data.labels[:count].tolist()))
     if missing:
         names = ", ".join(data.classes[label] for label in missing)
-        raise InputError(f"none of the {count} training images shows {names}: raise train_count, or simulate more")
+        raise InputError(f"none of the {count} training images shows {names}: take more of them, or simulate more")
 
 
 def _fitted(stream: Stream, image_size: int, settings: Settings, device: str, crop: int | None) -> Stream:

@@ -120,9 +120,9 @@ def _optimizer(name: str):
 
             return Lion(parameters, lr=rate, weight_decay=decay)
         more = {"momentum": 0.9} if name == "SGD" else {}
-        if name in ("Adam", "AdamW"):
-            # one pass over memory, a third of the time; where losses are scaled it leaves no gradients to bound
-            more["fused"] = settings.precision != "16-mixed"
+        if name in ("Adam", "AdamW") and settings.precision != "16-mixed":
+            # one pass over memory, a third of the time; of scaled losses it undoes the scale itself, after the bound
+            more["fused"] = True
         return getattr(torch.optim, name)(parameters, lr=rate, weight_decay=decay, **more)
 
     return build

@@ -215,7 +215,9 @@ class _Run:
                 many = f"{len(inputs)} images on {self.processes.count} devices"
                 raise InputError(f"a batch of {many} does not fit into memory: lower batch_size") from None
         # by now, what the failed step held has been let go
-        raise InputError(largest_batch(lambda size: self._gradients(inputs[:size], targets[:size]), len(inputs)))
+        self.optimizer.zero_grad(set_to_none=True)
+        work = lambda size: self._gradients(inputs[:size], targets[:size])  # noqa: E731
+        raise InputError(largest_batch(work, len(inputs), self.fabric.device))
 
     def _move(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:
         loss = self._gradients(inputs, targets, where)
@@ -295,7 +297,8 @@ def train(
     with launched(fabric):
         folder = folder if fabric.is_global_zero else None
         keeper = Keeper(folder, _start(model, training, validation, settings, fabric) if folder else "")
-        if channels_last or fabric.device.type == "cuda":
+        # weights that are dealt out must lie in one piece
+        if (channels_last or fabric.device.type == "cuda") and settings.strategy != "fsdp":
             model = model.to(memory_format=torch.channels_last)
         data = _resident(*training, fabric.device) if resident else training
         # a network that was dealt out stays so

@@ -48,9 +48,8 @@ def _train(folder: Path, kept: Path | None = None, **changes):
         nn.Conv2d(1, 6, 3), nn.GELU(), block, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 2)
     )
     settings = Settings(**COMMON | changes)
-    return train(
-        network, _images(83, 0), _images(21, 1), settings, _confidence, "cpu", folder=folder, report=kept and report
-    )
+    images = _images(83, 0), _images(21, 1)
+    return train(network, *images, settings, _confidence, "cpu", True, folder=folder, report=kept and report)
 
 
 def _confidence(labels, probabilities):
@@ -63,7 +62,8 @@ def _program(folder: Path) -> None:
         for place, kept in ((folder / name, folder / f"{name}_resumed"), (folder / f"{name}_resumed", None)):
             trained = _train(place, kept, **changes)
             if not processes.is_helper():
-                save_file(trained.model.state_dict(), place / "weights.safetensors")
+                weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+                save_file(weights, place / "weights.safetensors")
     _train(folder / "exploded", learning_rate=1e38, optimizer="sgd", clip_norm=0.0, devices=2)
 
 

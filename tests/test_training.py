@@ -280,6 +280,14 @@ def test_bf16_only_where_the_processor_computes_it(monkeypatch, known, precision
     assert open_fabric(Settings(precision="bf16-mixed"), "cpu", "32-true").strategy.precision.precision == "bf16-mixed"
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_is_fused_where_gradients_can_still_be_bounded(optimizer):
+    """Fabric refuses to bound those of scaled losses with a fused one, and None is torch's own fastest."""
+    for precision, fused in (("auto", True), ("bf16-mixed", True), ("16-mixed", None)):
+        built = OPTIMIZERS[optimizer]([nn.Parameter(torch.ones(1))], Settings(precision=precision))
+        assert built.defaults["fused"] is fused
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     class Exploding(nn.Module):
         def __init__(self):

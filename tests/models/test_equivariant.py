@@ -20,20 +20,30 @@ EXACT = 1e-5  # relative; float32 rounding over six blocks
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
 def test_blur_is_e2cnns_pooling(dtype, rounding):
-    """The same values and gradients, in the order of memory that came in, whatever it does on the way."""
+    """The same values and gradients, in the kind of number that came in, where bf16 is computed with as well."""
     group = e2cnn.gspaces.Rot2dOnR2(N=4)
     fields = enn.FieldType(group, 2 * [group.regular_repr])
     images, weight = torch.randn(3, 8, 13, 13), torch.randn(3, 8, 7, 7)
     results = []
     for pool, kind in ((enn.PointwiseAvgPoolAntialiased, torch.float32), (Blur, dtype)):
         features = images.to(dtype).to(kind).requires_grad_()
-        blurred = pool(fields, sigma=0.66, stride=2)(enn.GeometricTensor(features * 1, fields)).tensor
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            blurred = pool(fields, sigma=0.66, stride=2)(enn.GeometricTensor(features, fields)).tensor
         (blurred.float() * weight).sum().backward()
         results.append((blurred, features.grad))
     for theirs, ours in zip(*results, strict=True):
         assert ours.dtype == dtype
-        assert ours.is_contiguous()
         torch.testing.assert_close(ours.float(), theirs, rtol=2 * rounding, atol=2 * rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_kernels_shared_with_other_networks_are_not_changed(dtype):
+    network = create_model("c4_steerable", 3, 17)
+    with pytest.raises(InputError, match="mixed precision"):
+        network.to(dtype)
+    images = scenes(2, 17, 0)
+    assert create_model("c4_steerable", 3, 17)(images).dtype == torch.float32
+    assert as_convolutions(network).to(dtype)(images.to(dtype)).dtype == dtype
 
 
 def scenes(count, size, seed):
