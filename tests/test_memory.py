@@ -58,9 +58,13 @@ print(kilobytes("VmHWM") - start)
 
 @pytest.mark.parametrize(("model", "size", "free"), [("small_cnn", 96, 400_000), ("densenet121", 64, 500_000)])
 def test_on_a_machine_of_little_memory_a_batch_that_fits_is_found(model, size, free):
-    """In a program of its own: oneDNN's compiler, once it had no memory, fails in that thread ever after."""
-    script = SMALL.format(model=model, size=size, free=free)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    """In a program of its own: oneDNN's compiler, once it had no memory, fails in that thread ever after. Once
+    in many runs a library below torch uses memory that it did not get, and the program dies; a second one is given."""
+    command = [sys.executable, "-c", SMALL.format(model=model, size=size, free=free)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     said, peak = done.stdout.splitlines()
     found = re.fullmatch(
         r"a batch of 300 images does not fit into memory, one of (\d+) does: lower batch_size .*", said

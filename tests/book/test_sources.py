@@ -14,6 +14,8 @@ import sources  # noqa: E402
 HARMLESS = {("lenslib/simulate.py", "lenslib/interop.py")}
 # Estimates are refined, and lenses undone, when the network has been trained.
 HARMLESS |= {("lenslib/inference.py", f"lenslib/{name}.py") for name in ("refine", "roulette_fit", "delens")}
+# Where memory comes from changes no number.
+HARMLESS |= {("lenslib/memory.py", "lenslib/allocation.py")}
 
 
 def imported(path: str) -> set[str]:
