@@ -234,7 +234,9 @@ class _Run:
         scaled, bound = self.settings.precision == "16-mixed", self.settings.clip_norm
         norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=bound, error_if_nonfinite=False)
         if not scaled and not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient is {float(norm)} in {where}: lower learning_rate, or try 32-true")
+            raise FloatingPointError(
+                f"the gradient is {float(norm)} in {where}: lower learning_rate, or set precision to 32-true"
+            )
 
     def _gradients(self, inputs: Tensor, targets: Tensor, where: str = "") -> Tensor:
         """The loss of a batch, with the gradients of the weights where they belong."""
