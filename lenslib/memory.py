@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lenslib.allocation import give_freed_memory_back, keep_freed_memory
+from lenslib.allocation import nothing_kept
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -31,12 +31,11 @@ def largest_batch(work: Callable[[int], object], size: int, device: torch.device
 def _fits(work: Callable[[int], object], size: int, device: torch.device) -> bool:
     # what was tried before may have left cycles of objects behind it, and holes in memory that count as taken
     gc.collect()
-    give_freed_memory_back()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
         # in a thread of its own, because in one that oneDNN's compiler failed in once it always fails
-        with held_to_free_memory(device, anew=True), ThreadPoolExecutor(1) as other:
+        with nothing_kept(), held_to_free_memory(device, anew=True), ThreadPoolExecutor(1) as other:
             other.submit(work, size).result()
     except FloatingPointError:  # a number that is not finite has found its place
         return True
@@ -44,8 +43,6 @@ def _fits(work: Callable[[int], object], size: int, device: torch.device) -> boo
         if not out_of_memory(error):
             raise
         return False
-    finally:
-        keep_freed_memory()
     return True
 
 

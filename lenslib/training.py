@@ -216,7 +216,10 @@ class _Run:
                 raise InputError(f"a batch of {many} does not fit into memory: lower batch_size") from None
         # by now, what the failed step held has been let go
         self.optimizer.zero_grad(set_to_none=True)
-        work = lambda size: self._gradients(inputs[:size], targets[:size])  # noqa: E731
+
+        def work(size: int) -> None:
+            self._gradients(inputs[:size], targets[:size])
+
         raise InputError(largest_batch(work, len(inputs), self.fabric.device))
 
     def _move(self, inputs: Tensor, targets: Tensor, where: str) -> Tensor:

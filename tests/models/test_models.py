@@ -20,7 +20,6 @@ from lenslib.models.transformers import patch_size
 
 NAMES = list_models()
 OUTPUTS = 3
-KINDS = (torch.float32, torch.bfloat16)
 HEAVY = {
     "alexnet",
     "c8_steerable_cnn",  # few parameters, but as many channels as eight networks
@@ -107,9 +106,9 @@ def test_no_gradient_is_left_unwritten_in_bf16(name):
     of a gradient alone. What memory held before shows there, and is made to be no numbers."""
     if model_info(name).precision != "bf16-mixed":
         pytest.skip("is trained in float32 on a processor")
-    model, x = build(name, size=1), images(name, size=1)
+    model, x, kinds = build(name, size=1), images(name, size=1), (torch.float32, torch.bfloat16)
     for _ in range(2):
-        spoilt = [torch.full((p.numel(),), float("nan"), dtype=kind) for p in model.parameters() for kind in KINDS]
+        spoilt = [torch.full((p.numel(),), float("nan"), dtype=kind) for p in model.parameters() for kind in kinds]
         del spoilt
         with torch.autocast("cpu", torch.bfloat16):
             take_a_step(name, model, x)
